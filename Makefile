@@ -1,0 +1,60 @@
+# From a fresh machine: `make test` or `make demo`. Both make a virtual environment in .venv first.
+
+# The first that runs and is new enough: a name on the path may be a stub that does not.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+    "$$p" -c "$(NEW_ENOUGH)" 2>/dev/null && { echo "$$p"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo bench wheel clean
+
+help:  ## what there is (this list)
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | \
+	    while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@echo '  Settings: PYTHON=python3.11  PYTEST_ARGS="-k mind"  DEMO_ARGS="--rounds 1"  BENCH_ARGS=...'
+
+setup: $(READY)  ## makes .venv with pinned versions; does nothing while it is up to date
+
+# The stamp comes last, so an installation that broke off is taken up again.
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c "$(NEW_ENOUGH)"; then \
+	    echo "Python 3.11 or newer is needed; found: $$($(or $(PYTHON),python3) --version 2>&1)." >&2; \
+	    echo "Install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv)," >&2; \
+	    echo "or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@if ! $(PYTHON) -c "import ensurepip, venv" 2>/dev/null; then \
+	    v=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])'); \
+	    echo "$$v has no venv or no ensurepip, so it cannot make a virtual environment." >&2; \
+	    echo "Debian, Ubuntu: apt-get install $$v-venv; elsewhere: a Python built with ensurepip." >&2; exit 1; fi
+	@$(BIN)/python -c "$(NEW_ENOUGH)" 2>/dev/null || \
+	    { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing the package and its pinned dependencies into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+test: setup  ## every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup  ## the whole job on a small phantom cohort, made in demo/data; results in demo/run
+	$(BIN)/semisam-o1 demo-data demo/data
+	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
+
+bench: setup  ## the benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# build/ keeps files that have since been removed, and a wheel would take them along.
+wheel: setup  ## a wheel in dist/, the bundle in it
+	rm -rf build
+	$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## removes what the other targets made, .venv too; data and weights stay
+	rm -rf $(VENV) build dist demo .pytest_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

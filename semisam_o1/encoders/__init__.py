@@ -1,0 +1,7 @@
+"""Frozen encoders: a volume (B, 1, H, W, D) -> tokens (B, C, H', W', D')."""
+
+from semisam_o1.encoders.base import Encoder
+from semisam_o1.encoders.mind import MIND, mind
+from semisam_o1.encoders.sam_med3d import SAMMed3DEncoder, load_sam_med3d, sam_med3d
+
+__all__ = ["MIND", "Encoder", "SAMMed3DEncoder", "load_sam_med3d", "mind", "sam_med3d"]

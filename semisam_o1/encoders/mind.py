@@ -1,0 +1,70 @@
+"""Hand-made descriptors that need no weights: MIND-SSC at several dilations and local statistics at several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semisam_o1.encoders.base import Encoder
+
+# The six nearest neighbours, and the twelve pairs of them that are not opposite each other.
+NEIGHBOURS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
+PAIRS = tuple((i, j) for i in range(6) for j in range(i) if i // 2 != j // 2)
+
+
+def box_mean(volume: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean over a cube of ``size`` voxels a side, borders replicated; (B, C, H, W, D) -> the same."""
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0] * 6
+        kernel[axis] = size
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = size // 2
+        volume = F.avg_pool3d(F.pad(volume, padding, mode="replicate"), kernel, 1)
+    return volume
+
+
+def mind_ssc(volume: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The self-similarity context of a volume: (B, 1, H, W, D) -> (B, 12, H, W, D) in (0, 1].
+
+    exp(-d_ij / v): d_ij the squared difference, meaned over a 3-cube, of the neighbours i and j at ``dilation``
+    voxels, less the smallest of the twelve; v their mean, kept within 0.1 and 10 times its mean over the volume.
+    Heinrich et al., "Towards realtime multimodal fusion ... self-similarities", MICCAI 2013.
+    """
+    padded = F.pad(volume, (dilation,) * 6, mode="replicate")
+    size = volume.shape[2:]
+    corners = [[dilation * (1 + step) for step in neighbour] for neighbour in NEIGHBOURS]
+    shifted = [padded[:, :, x : x + size[0], y : y + size[1], z : z + size[2]] for x, y, z in corners]
+    distance = box_mean(torch.cat([(shifted[i] - shifted[j]) ** 2 for i, j in PAIRS], 1), 3)
+    distance = distance - distance.amin(1, keepdim=True)
+    variance = distance.mean(1, keepdim=True)
+    typical = variance.mean(dim=(2, 3, 4), keepdim=True).clamp(min=1e-6)
+    return torch.exp(-distance / variance.clamp(typical * 0.1, typical * 10))
+
+
+class MIND(nn.Module):
+    """(B, 1, H, W, D), z-normalised -> (B, 12 x dilations + 2 x boxes, H, W, D).
+
+    Args:
+        dilations: in voxels, one MIND-SSC each.
+        boxes: sides in voxels of the cubes over which mean and standard deviation are taken.
+        statistics_weight: factor on those two; a descriptor of MIND-SSC lies in (0, 1].
+    """
+
+    def __init__(self, dilations: Sequence[int] = (1, 2, 4), boxes: Sequence[int] = (3, 7, 15), statistics_weight: float = 0.5):
+        super().__init__()
+        self.dilations, self.boxes, self.statistics_weight = tuple(dilations), tuple(boxes), statistics_weight
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        parts = [mind_ssc(volume, dilation) for dilation in self.dilations]
+        for size in self.boxes:
+            mean = box_mean(volume, size)
+            deviation = (box_mean(volume * volume, size) - mean * mean).clamp(min=0).sqrt()
+            parts += [self.statistics_weight * mean, self.statistics_weight * deviation]
+        return torch.cat(parts, 1)
+
+
+def mind(**settings) -> Encoder:
+    """The default encoder: a token a voxel, no weights, no bound on the volume's size. ``settings``: of `MIND`."""
+    return Encoder(MIND(**settings), name="mind")

@@ -1,0 +1,313 @@
+"""The image encoder of SAM-Med3D: a 3D vision transformer whose trained weights the user brings."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from semisam_o1.encoders.base import Encoder
+
+CHECKPOINT = Path("pretrained_ckpt/sam_med3d_turbo.pth")
+EPS = 1e-6  # of every LayerNorm
+FLAT = 1e-6  # a standard deviation under this part of the mean is float32 rounding
+LISTED = 20  # names of each kind in an error, before "and more"
+
+# What the original training loop writes beside the weights: its arguments and numbers. They are data alone.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # NumPy 1 and 2
+]
+
+
+class SAMMed3DEncoder(nn.Module):
+    """(B, 1, S, S, S) float -> (B, out_channels, S/p, S/p, S/p); released: S 128, p 16, out_channels 384.
+
+    S is ``image_size`` and p ``patch_size``, in voxels; spatial axes (H, W, D) keep their order, and token i
+    of an axis covers the voxels from p i up to p (i + 1). The released weights were trained at 1.5 mm, on
+    intensities as from `normalise_foreground`. The defaults are the ViT-B of the released checkpoint, whose
+    keys, less ``image_encoder.``, are the parameter names. Blocks in ``global_blocks`` attend over the grid
+    itself, the others over the grid padded with zeros to ``window`` tokens a side.
+
+    Source: SAM-Med3D (Wang et al., 2023), as its released weights need it: see `position_bias`.
+
+    Raises ValueError for sizes that do not fit each other, and for a volume that is not (B, 1, S, S, S).
+    """
+
+    patch_size: int = 16
+    input_size: int = 128
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        patch_size: int = 16,
+        depth: int = 12,
+        width: int = 768,
+        heads: int = 12,
+        window: int = 14,
+        global_blocks: Collection[int] = (2, 5, 8, 11),
+        out_channels: int = 384,
+        mlp_ratio: int = 4,
+    ):
+        super().__init__()
+        if image_size % patch_size or width % heads:
+            raise ValueError(
+                f"image_size {image_size} must be a multiple of patch_size {patch_size}, "
+                f"and width {width} one of heads {heads}."
+            )
+        self.input_size, self.patch_size = image_size, patch_size
+        side = image_size // patch_size
+        if window < side:
+            raise ValueError(f"window {window} must hold the whole grid of {side} tokens a side.")
+        self.pos_embed = nn.Parameter(torch.zeros(1, side, side, side, width))
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv3d(1, width, patch_size, patch_size)))
+        self.blocks = nn.Sequential(
+            *(_Block(width, heads, side if i in global_blocks else window, mlp_ratio) for i in range(depth))
+        )
+        self.neck = nn.Sequential(
+            nn.Conv3d(width, out_channels, 1, bias=False),
+            _ChannelNorm(out_channels, eps=EPS),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False),
+            _ChannelNorm(out_channels, eps=EPS),
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        expected = (1, *[self.input_size] * 3)
+        if volume.ndim != 5 or volume.shape[1:] != expected:
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(f"expected a volume (B, {sizes}), got {tuple(volume.shape)}.")
+        tokens = self.patch_embed(volume).movedim(1, -1) + self.pos_embed
+        return self.neck(self.blocks(tokens).movedim(-1, 1))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, window: int, mlp_ratio: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = _Attention(width, heads, window)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        hidden = mlp_ratio * width
+        self.mlp = nn.Sequential(
+            OrderedDict(lin1=nn.Linear(width, hidden), act=nn.GELU(), lin2=nn.Linear(hidden, width))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class _Attention(nn.Module):
+    """Tokens (B, g, g, g, width) -> the same: attention over the grid, zero-padded to ``window`` a side.
+
+    A padded token's query, key and value are the bias of ``qkv``. So all padded keys are one key many times
+    over, and a single key stands for them, with the logarithm of their summed weights as its bias. The
+    queries of padded tokens, whose results nobody reads, are left out.
+    """
+
+    def __init__(self, width: int, heads: int, window: int):
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        for axis in "dhw":
+            table = nn.Parameter(torch.zeros(2 * window - 1, width // heads))
+            self.register_parameter(f"rel_pos_{axis}", table)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, side, width = x.shape[0], x.shape[1], x.shape[-1]
+        query, key, value = self.qkv(x).reshape(batch, side**3, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        padded_query, padded_key, padded_value = self.qkv.bias.reshape(3, self.heads, 1, -1)
+        grid = query.unflatten(2, (side, side, side))
+        bias = position_bias(grid, padded_query, self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+        if self.window > side:
+            key = torch.cat([key, padded_key.to(key).expand(batch, -1, -1, -1)], 2)
+            value = torch.cat([value, padded_value.to(value).expand(batch, -1, -1, -1)], 2)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query))
+        return self.proj(out.transpose(1, 2).reshape(batch, side, side, side, width))
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Contiguous, because on a CPU the next convolution rounds worse (twice the error) with channels last.
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+def position_bias(
+    query: Tensor, padded_query: Tensor, table_d: Tensor, table_h: Tensor, table_w: Tensor
+) -> Tensor:
+    """Queries (B, n, g, g, g, c) -> what is added to q . k / sqrt(c): (B, n, g^3, g^3), or g^3 + 1 keys.
+
+    n heads of c channels; ``padded_query`` (n, 1, c) stands at the grid positions from g to K - 1; the tables
+    are (2K - 1, c), K the window's side. With (d, h, w) the query's place in the grid, (d', h', w') the
+    key's, q unscaled and R[i - j] the table's row i - j + K - 1:
+
+        q[d, h, w] . R_d[d - w']  +  q[d, h, d'] . R_h[h - w']  +  q[d, h, h'] . R_w[h' - w']
+
+    A relative position decomposed by axes would read d - d', h - h' and w - w', each with q[d, h, w]; the
+    published code does not, and its weights were trained so. The last key, there if K > g, has the
+    log-sum-exp of this over all padded keys: for a given w' it separates into sums over d' and over h'.
+    """
+    batch, side = query.shape[0], query.shape[2]
+    window = (table_d.shape[0] + 1) // 2
+    whole = torch.arange(window, device=query.device)
+    filler = padded_query.to(query)[None, :, None, None].expand(batch, -1, side, side, window - side, -1)
+    line = torch.cat([query, filler], 4)
+
+    def rows(table: Tensor, i: Tensor) -> Tensor:
+        return table[i[:, None] - whole + window - 1]
+
+    # x, y, z are the key's d', h', w'.
+    first = torch.einsum("bndhwc,dzc->bndhwz", query, rows(table_d, whole[:side]))
+    second = torch.einsum("bndhxc,hzc->bndhxz", line, rows(table_h, whole[:side]))
+    third = torch.einsum("bndhyc,yzc->bndhyz", line, rows(table_w, whole))
+
+    last_two = second[..., :side, None, :side] + third[..., None, :side, :side]
+    bias = first[..., None, None, :side] + last_two[:, :, :, :, None]
+    bias = bias.flatten(5).flatten(2, 4)
+    if window == side:
+        return bias
+
+    second_real, second_padded = (part.logsumexp(-2) for part in second.split([side, window - side], -2))
+    third_all, third_padded = third.logsumexp(-2), third[..., side:, :].logsumexp(-2)
+    mass = torch.where(
+        whole < side,  # w' is real: then d' or h' must be padded
+        torch.logaddexp(second_padded + third_all, second_real + third_padded),
+        torch.logaddexp(second_real, second_padded) + third_all,
+    )
+    folded = (first + mass[:, :, :, :, None]).logsumexp(-1)
+    return torch.cat([bias, folded.flatten(2, 4)[..., None]], -1)
+
+
+def normalise_foreground(volume: Tensor) -> Tensor:
+    """(B, 1, H, W, D) -> float32 of that shape, z-normalised over its voxels above zero, volume by volume.
+
+    (x - m) / s for every voxel, m and s the mean and the standard deviation (n - 1 in the divisor) of those
+    above zero: the intensities that SAM-Med3D was trained on. If these are all equal s is 1, and if there are
+    none the volume stays as it is, so that an empty window passes.
+    """
+    volume = volume.float()
+    foreground = volume > 0
+    axes = (1, 2, 3, 4)
+    count = foreground.sum(axes, keepdim=True)
+    mean = volume.where(foreground, 0).sum(axes, keepdim=True) / count.clamp(min=1)
+    squares = ((volume - mean) ** 2).where(foreground, 0).sum(axes, keepdim=True)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return (volume - mean) / deviation.masked_fill(deviation <= FLAT * mean, 1)
+
+
+def load_sam_med3d(
+    checkpoint: str | Path = CHECKPOINT, device: str | torch.device = "cpu", **architecture: Any
+) -> SAMMed3DEncoder:
+    """The encoder (B, 1, 128, 128, 128) -> (B, 384, 8, 8, 8) with the weights in ``checkpoint``; eval mode.
+
+    ``checkpoint`` is a PyTorch file or ``.safetensors``: a state dict, or a dict with one under
+    ``model_state_dict``. Its keys may begin with ``module.``, and with ``image_encoder.``: then the other
+    parts of the model are left aside. Nothing stored in the file is executed; weights become float32.
+    ``architecture``: as of `SAMMed3DEncoder`, for other sizes than the released one.
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it cannot be read without executing
+    what it holds or if its weights are not those of the encoder: missing, extra or of another shape.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No SAM-Med3D weights at {path}. Get {CHECKPOINT.name} from the SAM-Med3D authors' release and "
+            f"put it at {CHECKPOINT}, or name the place where it lies. The encoder `mind` needs no weights."
+        )
+    weights = _encoder_weights(_read(path), path)
+    with torch.device("meta"):  # no time spent on initial values
+        encoder = SAMMed3DEncoder(**architecture)
+    _check(weights, encoder.state_dict(), path)
+    weights = {key: weight.to(device, torch.float32) for key, weight in weights.items()}
+    encoder.load_state_dict(weights, assign=True)
+    return encoder.eval()
+
+
+def sam_med3d(checkpoint: str | Path = CHECKPOINT, normalise: bool = True, **settings: Any) -> Encoder:
+    """SAM-Med3D as an `Encoder`: a token every 16 voxels, bound to windows of 128 voxels a side.
+
+    ``normalise`` applies `normalise_foreground` to each window; ``settings``, errors: as of `load_sam_med3d`.
+    """
+    network = load_sam_med3d(checkpoint, **settings)
+    intensities = normalise_foreground if normalise else None
+    return Encoder(network, "sam_med3d", network.patch_size, network.input_size, intensities)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(f"{path} needs the package safetensors: pip install safetensors.") from error
+        return load_file(path)
+    with torch.serialization.safe_globals(HARMLESS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if names := _unsafe_names(path, error):
+                raise ValueError(
+                    f"{path} asks for more than weights, which could execute code: {', '.join(names)}. If "
+                    f"you trust its source, load it elsewhere with weights_only=False and save its "
+                    f"model_state_dict alone by torch.save; otherwise get the file again."
+                ) from error
+            raise _unreadable(path, error) from error
+        except (RuntimeError, EOFError) as error:
+            raise _unreadable(path, error) from error
+
+
+def _unsafe_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not the zip format, which alone can be listed: the first name is in the message
+        return re.findall(r"GLOBAL (\S+) was not", str(error))
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    return ValueError(f"{path} is no readable PyTorch checkpoint ({reason}): get the file again.")
+
+
+def _encoder_weights(stored: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(stored, Mapping):
+        stored = stored.get("model_state_dict", stored)
+    if not isinstance(stored, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(stored).__name__}; expected a state dict, or a dict with model_state_dict."
+        )
+    weights = {str(key).removeprefix("module."): value for key, value in stored.items()}
+    prefix = "image_encoder."
+    named = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return named or weights
+
+
+def _check(weights: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path) -> None:
+    def shape(value: Any) -> Any:
+        return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+    shapes = {key: (shape(weights[key]), shape(expected[key])) for key in expected if key in weights}
+    problems = {
+        "missing": [key for key in expected if key not in weights],
+        "not expected": [key for key in weights if key not in expected],
+        "of another shape": [f"{key}: {a} instead of {b}" for key, (a, b) in shapes.items() if a != b],
+    }
+    found = "; ".join(
+        f"{len(keys)} {problem}: {', '.join(keys[:LISTED])}" + (" and more" if len(keys) > LISTED else "")
+        for problem, keys in problems.items()
+        if keys
+    )
+    if found:
+        raise ValueError(f"{path} does not fit the SAM-Med3D image encoder. {found}.")

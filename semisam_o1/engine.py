@@ -1,0 +1,238 @@
+"""Ignite engines for what needs no training, and the handlers that put results on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+from torch import nn
+
+from semisam_o1.alignment import frame_rotation
+from semisam_o1.datasets import Cohort
+from semisam_o1.export import write_confidence, write_entropy, write_label, write_text, write_weights
+from semisam_o1.features import Features, FeatureStore
+from semisam_o1.propagation import Reference, copy
+from semisam_o1.refinement import entropy, uncertain, volume_votes, vote_labels
+from semisam_o1.transforms import Grid, case_grid, label_chain, read_volume, to_grid
+from semisam_o1.types import Case
+
+log = logging.getLogger("semisam_o1")
+
+
+class UncertaintyList:
+    """case -> mean entropy of its volume, kept as a CSV beside the labels it speaks of, the most uncertain first."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def write(self, values: dict[str, float]) -> None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["case", "uncertainty"])
+        rows.writerows([name, f"{u:.6f}"] for name, u in sorted(values.items(), key=lambda row: (-row[1], row[0])))
+        write_text(self.path, text.getvalue())
+
+    def read(self) -> dict[str, float]:
+        with open(self.path, encoding="utf-8", newline="") as file:
+            return {row["case"]: float(row["uncertainty"]) for row in csv.DictReader(file)}
+
+
+class ItemProgress:
+    """Handler: one line of log a volume, so that long work shows where it is."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        batch = engine.state.batch
+        name = batch.name if isinstance(batch, Case) else batch["case"][0]
+        log.info("%s %d of %d: %s", self.what, engine.state.iteration, engine.state.epoch_length, name)
+
+
+def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None) -> Reference:
+    """A template as propagation takes it: its tokens, and the share of each class in the space of each token."""
+    label = label_chain(features.step_mm, num_classes, hdf5_spacing)(case.item())[Keys.LABEL]
+    shares = to_grid(label, label.affine, Grid(features.affine, tuple(features.tokens.shape[1:])))
+    return Reference(features.tokens, shares.clamp(min=0) / shares.sum(0).clamp(min=1e-6))
+
+
+def propagation_engine(
+    store: FeatureStore,
+    cohort: Cohort,
+    propagate: Callable,
+    output_dir: str | Path,
+    handlers: Sequence = (),
+) -> Engine:
+    """An engine that runs over cases and writes, for each, the templates' label carried there by ``propagate``.
+
+    ``propagate`` takes references, scan tokens, ``step_mm`` and ``turn`` (see `propagation.nearest`) or just the
+    first two. A scan that fails is named in ``engine.state.failed`` with its reason, and the others go on.
+    Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
+    """
+    templates = [(case, store.load(case.name)) for case in cohort.templates]
+    references = [reference(case, found, cohort.num_classes, cohort.hdf5_spacing) for case, found in templates]
+    folder = Path(output_dir)
+
+    def process(engine: Engine, case: Case) -> dict | None:
+        try:
+            found = store.load(case.name)
+            turn = frame_rotation(found.scan.affine).T @ frame_rotation(templates[0][1].scan.affine)
+            probabilities = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
+            probabilities = to_grid(probabilities, found.affine, found.scan)
+            floor = to_grid(copy(references[0], found.tokens), found.affine, found.scan)
+        except (RuntimeError, ValueError, OSError) as error:
+            log.warning("case %s: propagation failed and the scan is set aside: %s", case.name, error)
+            engine.state.failed[case.name] = f"propagation failed: {error}"
+            return None
+        write_label(folder / "labels" / f"{case.name}.nii.gz", probabilities.argmax(0).numpy(), case.image, found.scan)
+        write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
+        best = probabilities.amax(0).numpy()
+        write_confidence(folder / "confidence" / f"{case.name}.nii.gz", best, case.image, found.scan)
+        engine.state.uncertainty[case.name] = float(entropy(probabilities.clamp(0, 1)).mean())
+        return {"case": case.name, Keys.PRED: probabilities}
+
+    engine = Engine(process)
+
+    @engine.on(Events.STARTED)
+    def clear(engine: Engine) -> None:
+        engine.state.failed, engine.state.uncertainty = {}, {}
+
+    @engine.on(Events.COMPLETED)
+    def finish(engine: Engine) -> None:
+        UncertaintyList(folder / "uncertainty.csv").write(engine.state.uncertainty)
+
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
+
+
+def refinement_engine(
+    store: FeatureStore,
+    cohort: Cohort,
+    round_dir: str | Path,
+    knn_k: int = 5,
+    uncertainty_quantile: float = 0.9,
+    handlers: Sequence = (),
+) -> Engine:
+    """An engine that runs over the pool and writes ``round_dir/labels``: predictions, those unsure put to the vote.
+
+    The published, volume-level refinement: see `refinement.uncertain`, `volume_votes`, `vote_labels`. Templates are
+    certain and vote with their own labels. ``engine.state.replaced`` names the cases whose label changed.
+    """
+    folder = Path(round_dir)
+    uncertainty = UncertaintyList(folder / "uncertainty.csv").read()
+    pool = [case for case in cohort.pool if case.name in uncertainty]
+    voters = list(cohort.templates) + pool
+    descriptors = store.descriptors(case.name for case in voters)
+    unsure = uncertain([uncertainty[case.name] for case in pool], uncertainty_quantile)
+    certain = np.concatenate([np.ones(len(cohort.templates), bool), ~unsure])
+
+    def label_of(case: Case) -> torch.Tensor:
+        template = case in cohort.templates
+        path = case.label if template else folder / "predictions" / f"{case.name}.nii.gz"
+        return read_volume(path, "label", cohort.hdf5_spacing).as_tensor()[0]
+
+    def process(engine: Engine, case: Case) -> dict:
+        place = voters.index(case)
+        source, target = folder / "predictions" / f"{case.name}.nii.gz", folder / "labels" / f"{case.name}.nii.gz"
+        found, weights = volume_votes(descriptors, certain, descriptors[place], knn_k)
+        if certain[place] or not len(found):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            return {"case": case.name, "replaced": False}
+        grid = cohort.grid(case)
+        label = vote_labels([label_of(voters[i]) for i in found], weights, grid.shape, cohort.num_classes)
+        write_label(target, label.numpy(), case.image, grid)
+        engine.state.replaced.append(case.name)
+        return {"case": case.name, "replaced": True}
+
+    engine = Engine(process)
+
+    @engine.on(Events.STARTED)
+    def clear(engine: Engine) -> None:
+        engine.state.replaced = []
+        if certain.sum() < knn_k:
+            log.info("refinement: %d certain volumes, fewer than knn_k = %d: labels left alone", certain.sum(), knn_k)
+
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
+
+
+class PredictionSaver:
+    """Handler of a MONAI evaluator: logits (1, C, h, w, d) to a label and an entropy map in the scan's own geometry.
+
+    Args:
+        cases: those that may come, by name.
+        output_dir: gets ``predictions/``, ``uncertainty/`` and ``uncertainty.csv`` (mean entropy over the volume).
+        hdf5_key, hdf5_spacing: see `transforms.HDF5Reader`.
+        labels, maps: names of the two folders.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        output_dir: str | Path,
+        hdf5_key: str = "image",
+        hdf5_spacing=None,
+        labels: str = "predictions",
+        maps: str = "uncertainty",
+    ):
+        self.cases, self.folder = {case.name: case for case in cases}, Path(output_dir)
+        self.hdf5 = (hdf5_key, hdf5_spacing)
+        self.labels, self.maps, self.uncertainty = labels, maps, {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Engine) -> None:
+        self.uncertainty = {}
+
+    def save(self, engine: Engine) -> None:
+        (name,) = engine.state.batch["case"]
+        case = self.cases[name]
+        grid = case_grid(case, *self.hdf5)
+        affine = np.asarray(engine.state.batch[Keys.IMAGE].affine, float).reshape(-1, 4, 4)[0]
+        logits = engine.state.output[Keys.PRED]
+        logits = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
+        probabilities = to_grid(logits[0].float().softmax(0).cpu(), affine, grid).clamp(0, 1)
+        doubt = entropy(probabilities)
+        self.uncertainty[name] = float(doubt.mean())
+        write_label(self.folder / self.labels / f"{name}.nii.gz", probabilities.argmax(0).numpy(), case.image, grid)
+        target = self.folder / self.maps / f"{name}.nii.gz"
+        write_entropy(target, doubt.numpy(), len(probabilities), case.image, grid)
+
+    def completed(self, engine: Engine) -> None:
+        UncertaintyList(self.folder / "uncertainty.csv").write(self.uncertainty)
+
+
+class WeightsSaver:
+    """Handler: the weights of ``network`` as a plain ``state_dict`` at ``path`` when training has ended.
+
+    Where ``best`` names a file that exists (the state which validation chose, preset `paper`), its weights instead.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path, best: str | Path | None = None):
+        self.network, self.path, self.best = network, Path(path), best and Path(best)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        chosen = self.best is not None and self.best.exists()
+        state = torch.load(self.best, map_location="cpu", weights_only=True) if chosen else self.network.state_dict()
+        write_weights(self.path, state.get("model", state))

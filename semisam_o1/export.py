@@ -1,0 +1,82 @@
+"""Results as files in the scan's own geometry, each written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from semisam_o1.transforms import NIFTI_SUFFIXES, Grid
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the name ``path`` when the block ends well and goes otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial-{path.name}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content) -> None:
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def write_weights(path: str | Path, state: dict) -> None:
+    """A plain ``state_dict`` of CPU tensors."""
+    with whole(path) as aside:
+        torch.save({key: value.detach().cpu() for key, value in state.items()}, aside)
+
+
+def write_label(path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid) -> None:
+    """``label`` (H, W, D) as uint8 NIfTI (uint16 beyond 255 classes) on the grid of ``scan``, the scan's file.
+
+    Where the scan is NIfTI, sform, qform, their codes and the units are its own, so that viewers lay one on the other.
+    """
+    _write(path, label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16), scan, grid)
+
+
+def write_entropy(path: str | Path, entropy: np.ndarray, num_classes: int, scan: str | Path, grid: Grid) -> None:
+    """``entropy`` (H, W, D) in nats, kept as 8 bits of its largest value ln(num_classes), on the scan's grid."""
+    slope = float(np.log(num_classes)) / 255
+    _write(path, np.clip(np.rint(entropy / slope), 0, 255).astype(np.uint8), scan, grid, slope)
+
+
+def write_confidence(path: str | Path, confidence: np.ndarray, scan: str | Path, grid: Grid) -> None:
+    """``confidence`` (H, W, D) in [0, 1], kept as 8 bits, on the scan's grid."""
+    _write(path, np.clip(np.rint(confidence * 255), 0, 255).astype(np.uint8), scan, grid, 1 / 255)
+
+
+def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, slope: float | None = None) -> None:
+    if array.shape != tuple(grid.shape):
+        raise ValueError(f"{path}: result of shape {array.shape} for a scan of shape {tuple(grid.shape)}.")
+    image = nibabel.Nifti1Image(array, grid.affine)
+    if str(scan).lower().endswith(NIFTI_SUFFIXES):
+        source = nibabel.load(scan).header
+        image.header.set_qform(source.get_qform(), int(source["qform_code"]))
+        image.header.set_sform(source.get_sform(), int(source["sform_code"]))
+        if not int(source["sform_code"]) and not int(source["qform_code"]):
+            image.header.set_sform(None, 0)
+        image.header["pixdim"][1:4] = source["pixdim"][1:4]
+        image.header.set_xyzt_units(*source.get_xyzt_units())
+    else:
+        image.header.set_xyzt_units("mm")
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
+    with whole(path) as aside:
+        nibabel.save(image, aside)

@@ -1,0 +1,1 @@
+"""Semi-supervised methods: each a loss and a handler around MONAI's `SupervisedTrainer`."""

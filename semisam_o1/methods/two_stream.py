@@ -1,0 +1,162 @@
+"""What every method shares: batches of templates and pool scans, their losses, and the schedules of the terms."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from ignite.engine import Engine, Events
+from monai.losses import DiceCELoss
+from monai.utils import CommonKeys as Keys
+from torch import nn
+from torch.utils.data import Sampler
+
+log = logging.getLogger("semisam_o1")
+
+
+class TwoStreamSampler(Sampler):
+    """Batches of indices: ``labelled`` templates, then ``pool`` scans, each stream shuffled anew when it runs out.
+
+    Where one of the two streams is empty the other fills the batch. The order comes from torch's global random state.
+
+    Args:
+        items: the dataset's dictionaries; a true ``labelled`` marks a template, as does the key's absence.
+        labelled, pool: how many of each in a batch.
+        num_batches: batches an epoch.
+    """
+
+    def __init__(self, items: Sequence[dict], labelled: int, pool: int, num_batches: int):
+        marks = [item.get("labelled", True) for item in items]
+        self.streams = [[i for i, mark in enumerate(marks) if mark], [i for i, mark in enumerate(marks) if not mark]]
+        sizes = [labelled, pool]
+        for one, other in ((0, 1), (1, 0)):
+            if not self.streams[one]:
+                sizes[other], sizes[one] = labelled + pool, 0
+        self.sizes, self.num_batches = sizes, num_batches
+        self._waiting: list[list[int]] = [[], []]
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.num_batches):
+            yield [self._next(stream) for stream in (0, 1) for _ in range(self.sizes[stream])]
+
+    def _next(self, stream: int) -> int:
+        if not self._waiting[stream]:
+            order = torch.randperm(len(self.streams[stream])).tolist()
+            self._waiting[stream] = [self.streams[stream][i] for i in order]
+        return self._waiting[stream].pop()
+
+
+def prepare_batch(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple[torch.Tensor, dict]:
+    """For the trainer: image (B, 1, H, W, D), and ``label`` (B, 1, H, W, D) with ``labelled`` (B,) bool as target."""
+    image = batch[Keys.IMAGE].to(device, non_blocking=non_blocking, **kwargs)
+    label = batch[Keys.LABEL].to(device, non_blocking=non_blocking, **kwargs)
+    labelled = torch.as_tensor(batch.get("labelled", [True] * len(image)), device=image.device)
+    return image, {"label": label, "labelled": labelled}
+
+
+def published_loss() -> DiceCELoss:
+    """(CE + Dice)/2 on logits (B, C, H, W, D) and labels (B, 1, H, W, D); Dice with squared terms, background included."""
+    return DiceCELoss(
+        to_onehot_y=True, softmax=True, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5,
+        lambda_dice=0.5, lambda_ce=0.5,
+    )  # fmt: skip
+
+
+def gaussian_ramp(fraction: float) -> float:
+    """exp(-5 (1 - t)^2), t = ``fraction`` kept within [0, 1] (Laine and Aila, ICLR 2017)."""
+    return math.exp(-5 * (1 - min(max(fraction, 0.0), 1.0)) ** 2)
+
+
+class TwoStreamLoss(nn.Module):
+    """L_sup + mu(i) L_pseudo + lambda(i) L_cons on a batch of two streams.
+
+    L_sup on the labelled half, L_pseudo on the rest against its pseudo-label, both `segmentation`;
+    mu(i) = min(1, i / (pseudo_rampup I)); lambda(i) = consistency x gaussian_ramp(i / (consistency_rampup I)).
+    I is what the trainer is going to run. With ``published_ramp`` lambda is the published one, which depends on i
+    alone: the ramp at min(i div 150, 200) / 200. `consistency` is what a method adds: see `consistency_term`.
+
+    ``weighted`` holds the last size of each term as it entered the sum, for the log.
+    """
+
+    def __init__(
+        self,
+        segmentation: nn.Module | None = None,
+        consistency: float = 0.1,
+        consistency_rampup: float = 0.4,
+        pseudo_rampup: float = 0.3,
+        published_ramp: bool = False,
+    ):
+        super().__init__()
+        self.segmentation = segmentation or published_loss()
+        self.consistency, self.consistency_rampup = consistency, consistency_rampup
+        self.pseudo_rampup, self.published_ramp = pseudo_rampup, published_ramp
+        self.iteration, self.iterations = 0, 1
+        self.weighted: dict[str, float] = {}
+
+    def consistency_weight(self) -> float:
+        """lambda at the present iteration."""
+        if self.published_ramp:
+            return self.consistency * gaussian_ramp(min(self.iteration // 150, 200) / 200)
+        return self.consistency * gaussian_ramp(self.iteration / (self.consistency_rampup * self.iterations))
+
+    def pseudo_weight(self) -> float:
+        """mu at the present iteration."""
+        return min(1.0, self.iteration / (self.pseudo_rampup * self.iterations))
+
+    def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
+        """What a method asks of the predictions beyond their labels; None where it asks nothing."""
+        return None
+
+    def forward(self, logits: torch.Tensor, target: dict) -> torch.Tensor:
+        """logits (B, C, H, W, D); target: see `prepare_batch`."""
+        labelled, terms = target["labelled"], {}
+        if labelled.any():
+            terms["supervised"] = self.segmentation(logits[labelled], target["label"][labelled])
+        if not labelled.all():
+            pseudo = self.segmentation(logits[~labelled], target["label"][~labelled])
+            terms["pseudo"] = self.pseudo_weight() * pseudo
+        if (extra := self.consistency_term(logits, labelled)) is not None:
+            terms["consistency"] = self.consistency_weight() * extra
+        self.weighted = {name: float(value.detach()) for name, value in terms.items()}
+        return sum(terms.values())
+
+
+class LossProgress:
+    """Handler: tells a `TwoStreamLoss` how far training is, and logs the weighted size of each term once an epoch."""
+
+    def __init__(self, loss: TwoStreamLoss):
+        self.loss = loss
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self.iteration_started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def iteration_started(self, engine: Engine) -> None:
+        self.loss.iteration = engine.state.iteration - 1
+        self.loss.iterations = engine.state.max_epochs * engine.state.epoch_length
+
+    def epoch_completed(self, engine: Engine) -> None:
+        sizes = ", ".join(f"{name} {size:.4f}" for name, size in self.loss.weighted.items())
+        log.info("iteration %d of %d: %s", engine.state.iteration, self.loss.iterations, sizes)
+
+
+class PolynomialDecay:
+    """Handler: learning rate = base x (1 - i/I)^power before iteration i of I."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9):
+        self.optimizer, self.power = optimizer, power
+        self.base = [group["lr"] for group in optimizer.param_groups]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        factor = (1 - (engine.state.iteration - 1) / total) ** self.power
+        for group, base in zip(self.optimizer.param_groups, self.base):
+            group["lr"] = base * factor

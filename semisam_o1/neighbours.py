@@ -1,0 +1,27 @@
+"""Nearest vectors: the only module that knows FAISS."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+
+def nearest(references: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` nearest of ``references`` (n, d) for each of ``queries`` (m, d), exact.
+
+    Returns squared Euclidean distances (m, k), ascending, and indices (m, k). Fewer references than k: all of them.
+    """
+    references = np.ascontiguousarray(references, np.float32)
+    index = faiss.IndexFlatL2(references.shape[1])
+    index.add(references)
+    return index.search(np.ascontiguousarray(queries, np.float32), min(k, len(references)))
+
+
+def k_means(vectors: np.ndarray, k: int, seed: int = 0, iterations: int = 20) -> np.ndarray:
+    """``k`` centres (k, d) of ``vectors`` (n, d), seeded; never more centres than vectors."""
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    clusters = faiss.Kmeans(
+        vectors.shape[1], min(k, len(vectors)), niter=iterations, seed=seed + 1, min_points_per_centroid=1
+    )
+    clusters.train(vectors)
+    return clusters.centroids

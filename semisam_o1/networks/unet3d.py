@@ -1,0 +1,125 @@
+"""The 3D U-Net of the published one-label method, and its two-headed form."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+class UNet3D(nn.Module):
+    """(B, C_in, H, W, D) float -> logits (B, num_classes, H, W, D) float, before softmax.
+
+    Five levels of two 3x3x3 convolutions, each with InstanceNorm (not affine) and ReLU; max-pooling down,
+    trilinear interpolation and concatenation up; dropout after the bottleneck and before the 1x1x1 head;
+    Kaiming initialisation. Source: the network of the published one-label method, whose parameter names these
+    are, so that its checkpoints load. Any voxel size; the spatial axes keep their order.
+
+    A side need not be divisible by 16. Pooling leaves out a last odd plane; on the way up it is filled by
+    repeating its neighbour, so that every voxel stays where it was.
+
+    ``features`` are the five widths, from the full resolution to the bottleneck.
+
+    Raises ``ValueError`` if ``features`` are not five, if a side is under 16 voxels, or if all are under 32:
+    InstanceNorm has no variance over a bottleneck of one voxel.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, features: Sequence[int] = WIDTHS, dropout: float = 0.3
+    ) -> None:
+        super().__init__()
+        if len(features) != len(WIDTHS):
+            raise ValueError(f"features must be {len(WIDTHS)} widths, got {tuple(features)}")
+        w1, w2, w3, w4, w5 = features
+        self.conv1 = _ConvPair(in_channels, w1)
+        self.conv2 = _ConvPair(w1, w2)
+        self.conv3 = _ConvPair(w2, w3)
+        self.conv4 = _ConvPair(w3, w4)
+        self.center = _ConvPair(w4, w5)
+        self.up_concat4 = _UpConcat(w5, w4)
+        self.up_concat3 = _UpConcat(w4, w3)
+        self.up_concat2 = _UpConcat(w3, w2)
+        self.up_concat1 = _UpConcat(w2, w1)
+        self.final = nn.Conv3d(w1, num_classes, 1)
+        self.pool = nn.MaxPool3d(2)
+        self.dropout = nn.Dropout(dropout)
+        self.apply(_kaiming)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W, D) -> what the heads read, (B, features[0], H, W, D)."""
+        sides = x.shape[2:]
+        if len(sides) != 3 or min(sides) < 16 or max(sides) < 32:
+            raise ValueError(
+                f"expected (B, C, H, W, D) with sides of at least 16 voxels and one of at least 32, "
+                f"got {list(x.shape)}: pad the volume or take a larger patch"
+            )
+        level1 = self.conv1(x)
+        level2 = self.conv2(self.pool(level1))
+        level3 = self.conv3(self.pool(level2))
+        level4 = self.conv4(self.pool(level3))
+        up = self.dropout(self.center(self.pool(level4)))
+        up = self.up_concat4(level4, up)
+        up = self.up_concat3(level3, up)
+        up = self.up_concat2(level2, up)
+        return self.dropout(self.up_concat1(level1, up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final(self.decode(x))
+
+
+class UNet3DSDF(UNet3D):
+    """(B, C_in, H, W, D) float -> (signed distance, logits), both (B, num_classes, H, W, D) float.
+
+    The signed distance is normalised, negative inside the class and between -1 and 1 (tanh); it has
+    a 1x1x1 head of its own, `final2`. Source: dual-task consistency, as the published one-label method has
+    it. Sizes, initialisation and errors as in :class:`UNet3D`.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, features: Sequence[int] = WIDTHS, dropout: float = 0.3
+    ) -> None:
+        super().__init__(in_channels, num_classes, features, dropout)
+        self.final2 = nn.Conv3d(features[0], num_classes, 1)
+        _kaiming(self.final2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shared = self.decode(x)
+        return torch.tanh(self.final2(shared)), self.final(shared)
+
+
+class _ConvPair(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv_norm_relu(in_channels, out_channels)
+        self.conv2 = _conv_norm_relu(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class _UpConcat(nn.Module):
+    def __init__(self, deep_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.conv = _ConvPair(deep_channels + skip_channels, skip_channels)
+
+    def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
+        deep = F.interpolate(deep, scale_factor=2.0, mode="trilinear", align_corners=False)
+        lost = [skip.shape[axis] - deep.shape[axis] for axis in (2, 3, 4)]
+        if max(lost) > 0:
+            deep = F.pad(deep, [0, lost[2], 0, lost[1], 0, lost[0]], mode="replicate")
+        return self.conv(torch.cat([skip, deep], dim=1))
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, 3, padding=1),
+        nn.InstanceNorm3d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _kaiming(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight)

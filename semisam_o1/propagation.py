@@ -1,0 +1,170 @@
+"""One label carried to another scan by feature similarity: per-class probabilities on the scan's tokens (pure).
+
+Every method takes a `Reference` (a template's tokens and label) and the scan's tokens, both on grids of the same
+step, and gives probabilities (num_classes, H', W', D') that sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from semisam_o1.alignment import align, centred_points, deform, sample
+from semisam_o1.neighbours import k_means, nearest as nearest_vectors
+from semisam_o1.types import Probabilities, Tokens
+
+PRESENT = 0.05  # a class is near a place where its share of the warped label exceeds this within reach
+
+
+class Reference(NamedTuple):
+    """A template: ``tokens`` (C, H', W', D'), ``label`` (num_classes, H', W', D') the share of each class a token."""
+
+    tokens: Tokens
+    label: Probabilities
+
+
+def copy(reference: Reference, scan: Tokens) -> Probabilities:
+    """The template's label stretched over the scan, whatever the scan shows: the floor for any propagation."""
+    shape = tuple(scan.shape[1:])
+    return F.interpolate(reference.label[None], shape, mode="trilinear", align_corners=False)[0]
+
+
+def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
+    """Up to ``k`` unit prototypes (k', C) a class, means of the tokens that lie mostly in it; None for a class without."""
+    vectors = reference.tokens.flatten(1).T
+    owner = reference.label.argmax(0).flatten()
+    prototypes = []
+    for number in range(len(reference.label)):
+        members = vectors[owner == number]
+        if not len(members):
+            prototypes.append(None)
+            continue
+        centres = members.mean(0, keepdim=True) if k == 1 else torch.from_numpy(k_means(members.numpy(), k, seed))
+        prototypes.append(F.normalize(centres, dim=1))
+    return prototypes
+
+
+def prototype(
+    references: Sequence[Reference], scan: Tokens, k: int = 1, temperature: float = 0.1, seed: int = 0
+) -> Probabilities:
+    """Softmax over cos(token, prototype of class c) / ``temperature``; with one prototype a class, as published.
+
+    Several templates: the mean of their prototypes, normalised again (k = 1), or all of them (k > 1), where a
+    token's score is that of the best. A class without a token of its own keeps the score 0, as published.
+    """
+    vectors = F.normalize(scan.flatten(1), dim=0)
+    found = [class_prototypes(reference, k, seed) for reference in references]
+    scores = torch.zeros(len(references[0].label), vectors.shape[1])
+    for number in range(len(scores)):
+        own = [p[number] for p in found if p[number] is not None]
+        if own:
+            centres = torch.cat(own) if k > 1 else F.normalize(torch.stack(own).mean(0), dim=1)
+            scores[number] = (centres @ vectors).amax(0)
+    return (scores / temperature).softmax(0).reshape(-1, *scan.shape[1:])
+
+
+def label_radius(label: Probabilities) -> float:
+    """Radius, in tokens, of the ball as large as the foreground of ``label`` (num_classes, H', W', D')."""
+    return float((3 * (1 - label[0]).sum().clamp(min=1) / (4 * np.pi)) ** (1 / 3))
+
+
+def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Places within ``tokens`` of a true place of ``mask`` (C, H, W, D), by cubes."""
+    values = mask.float()
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * tokens + 1, tokens
+        values = F.max_pool3d(values, kernel, 1, padding)
+    return values > 0
+
+
+def nearest(
+    references: Sequence[Reference],
+    scan: Tokens,
+    step_mm: float,
+    turn: torch.Tensor | None = None,
+    neighbours: int = 15,
+    position_weight: float = 3.0,
+    band: float = 0.25,
+    max_references: int = 40000,
+    alignment: bool = True,
+    deformation: bool = True,
+    seed: int = 0,
+) -> Probabilities:
+    """The template's label in warped position, and near its borders a vote of the most similar template tokens.
+
+    For each template: an affine map (`align`) and a displacement (`deform`) carry the label to the scan. In a band
+    about its borders every token asks its nearest template tokens in (descriptor, position), votes weighted by
+    exp(-d / median d) on fractional labels; the vote, smoothed over a 3-cube, and the carried label count alike.
+    Several templates are averaged, weighted by exp(-descriptor distance / smallest).
+
+    Args:
+        references, scan: on grids of ``step_mm`` mm; turn: see `align`.
+        neighbours: how many vote.
+        position_weight: of a distance of one label radius, beside a descriptor's distance.
+        band: reach of the band to both sides of the border, in label radii.
+        max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
+        alignment, deformation: off, positions are those of the two grids laid middle on middle.
+    """
+    results, residuals = [], []
+    for reference in references:
+        points = centred_points(scan.shape[1:], step_mm)
+        if alignment:
+            to_template, residual = align(reference.tokens, scan, step_mm, turn, seed=seed)
+            if deformation:
+                displacement, residual = deform(reference.tokens, scan, step_mm, to_template)
+                points = to_template(points) + displacement
+            else:
+                points = to_template(points)
+        else:
+            extents = torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:])
+            points, residual = points * extents, 1.0
+        carried = sample(reference.label, points, step_mm)
+        vote = border_vote(
+            reference, scan, points, carried, step_mm, neighbours, position_weight, band, max_references, seed
+        )
+        results.append((F.avg_pool3d(F.pad(vote[None], (1,) * 6, mode="replicate"), 3, 1)[0] + carried) / 2)
+        residuals.append(max(residual, 1e-6))
+    weights = torch.exp(-torch.tensor(residuals) / min(residuals))
+    return torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
+
+
+def border_vote(
+    reference: Reference,
+    scan: Tokens,
+    points: torch.Tensor,
+    carried: Probabilities,
+    step_mm: float,
+    neighbours: int,
+    position_weight: float,
+    band: float,
+    max_references: int,
+    seed: int,
+) -> Probabilities:
+    """``carried`` with the band about its borders replaced by the vote of `nearest`; ``points`` in template mm."""
+    radius = label_radius(reference.label)
+    reach = max(1, round(band * radius))
+    close = reach_of(carried > PRESENT, reach).sum(0) >= 2
+    asked = close.flatten().nonzero()[:, 0]
+    known = reach_of(reference.label > PRESENT, 2 * reach + 1).sum(0) >= 2
+    known = known.flatten().nonzero()[:, 0]
+    if not len(asked) or not len(known):
+        return carried
+    if len(known) > max_references:
+        draw = torch.Generator().manual_seed(seed)
+        known = known[torch.randperm(len(known), generator=draw)[:max_references].sort().values]
+
+    weight = position_weight / (radius * step_mm)
+    own = centred_points(reference.tokens.shape[1:], step_mm)
+    vectors = torch.cat([reference.tokens.flatten(1).T[known], weight * own.reshape(-1, 3)[known]], 1)
+    queries = torch.cat([scan.flatten(1).T[asked], weight * points.reshape(-1, 3)[asked]], 1)
+    distance, found = nearest_vectors(vectors.numpy(), queries.numpy(), neighbours)
+    votes = torch.from_numpy(np.exp(-distance / max(float(np.median(distance)), 1e-12)))
+    shares = reference.label.flatten(1).T[known][torch.from_numpy(found)]  # (asked, neighbours, num_classes)
+    result = carried.flatten(1).clone()
+    result[:, asked] = (torch.einsum("nk,nkc->nc", votes, shares) / votes.sum(1, keepdim=True)).T
+    return result.reshape(carried.shape)

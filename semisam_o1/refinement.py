@@ -1,0 +1,52 @@
+"""Which pseudo-labels are unsure, and what their most similar sure neighbours say instead (pure functions)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from semisam_o1.types import Probabilities
+
+
+def entropy(probabilities: Probabilities) -> torch.Tensor:
+    """-sum_c p_c ln(p_c + 1e-8) in nats: (num_classes, H, W, D) -> (H, W, D)."""
+    return -(probabilities * (probabilities + 1e-8).log()).sum(0)
+
+
+def uncertain(uncertainties: Sequence[float], quantile: float) -> np.ndarray:
+    """Which volumes are not certain, (N,) bool: u_n >= the ``quantile`` quantile of all u_n, as published."""
+    values = np.asarray(uncertainties, float)
+    return values >= np.quantile(values, quantile)
+
+
+def volume_votes(descriptors: np.ndarray, certain: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` certain volumes most similar to a volume, and the weight of each: max(cosine, 0).
+
+    Args:
+        descriptors: (N, C) of unit length, templates among them. certain: (N,) bool. query: (C,) of unit length.
+
+    Returns:
+        Indices (k,) into ``descriptors``, most similar first, and weights (k,); both empty where fewer than k are
+        certain, which leaves the label as it is.
+    """
+    candidates = np.flatnonzero(certain)
+    if len(candidates) < k:
+        return np.empty(0, int), np.empty(0)
+    cosine = descriptors[candidates] @ query
+    order = np.argsort(-cosine, kind="stable")[:k]
+    return candidates[order], np.maximum(cosine[order], 0)
+
+
+def vote_labels(labels: Sequence[torch.Tensor], weights: Sequence[float], shape: Sequence[int], num_classes: int) -> torch.Tensor:
+    """The class with the largest weight at each voxel of a volume of ``shape`` (H, W, D), as published.
+
+    Each neighbour's label (h, w, d) is nearest-resampled to ``shape``, unaligned: anatomy blurs where it differs.
+    """
+    total = torch.zeros(num_classes, *shape)
+    for label, weight in zip(labels, weights):
+        resized = F.interpolate(label[None, None].float(), tuple(shape), mode="nearest")[0, 0].long()
+        total.scatter_add_(0, resized[None], torch.full((1, *shape), float(weight)))
+    return total.argmax(0)
