@@ -69,6 +69,17 @@ def pooled(tokens: Tokens, factor: int) -> Tokens:
     return F.avg_pool3d(tokens[:, x : x + h, y : y + w, z : z + d], factor)
 
 
+def principal(template: Tokens, scan: Tokens, channels: int) -> tuple[Tokens, Tokens]:
+    """Both in the ``channels`` directions in which the template's tokens vary most; distances hardly change."""
+    if len(template) <= channels:
+        return template, scan
+    flat = template.flatten(1)
+    mean = flat.mean(1, keepdim=True)
+    _, vectors = torch.linalg.eigh((flat - mean) @ (flat - mean).T)
+    basis = vectors[:, -channels:].T
+    return tuple((basis @ (x.flatten(1) - mean)).reshape(channels, *x.shape[1:]) for x in (template, scan))
+
+
 def align(
     template: Tokens,
     scan: Tokens,
@@ -136,8 +147,8 @@ def deform(
     scan: Tokens,
     step_mm: float,
     to_template: AffineMap,
-    iterations: int = 50,
-    stiffness: float = 0.01,
+    iterations: tuple[int, int] = (40, 25),
+    stiffness: float = 0.05,
 ) -> tuple[torch.Tensor, float]:
     """A smooth displacement on top of ``to_template`` that lowers the descriptor distance further, and that distance.
 
@@ -146,21 +157,21 @@ def deform(
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
-        iterations, stiffness: Adam's steps a level; what a strain costs.
+        iterations, stiffness: Adam's steps at the coarse and at the fine level; what a strain costs.
 
     Returns:
         (H, W, D, 3) mm for every token of the scan, and the mean squared descriptor distance reached.
     """
     fine = 2 if template[0].numel() > 20 * POOLED_VOXELS else 1
     field, value = torch.zeros(1, 3, 1, 1, 1), 0.0
-    for factor in (2 * fine, fine):
+    for factor, steps in zip((2 * fine, fine), iterations):
         moving, fixed, step = pooled(template, factor), pooled(scan, factor), step_mm * factor
         points = to_template(centred_points(fixed.shape[1:], step))
         shape = [n // 2 + 1 for n in fixed.shape[1:]]
         control = F.interpolate(field, shape, mode="trilinear", align_corners=True).clone().requires_grad_()
         optimiser = torch.optim.Adam([control], lr=0.3)
         with torch.enable_grad():
-            for _ in range(iterations):
+            for _ in range(steps):
                 optimiser.zero_grad()
                 moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
                 where = points + moved[0].permute(1, 2, 3, 0) * step_mm
@@ -168,6 +179,6 @@ def deform(
                 strain = sum((moved.diff(dim=axis) / factor).square().mean() for axis in (2, 3, 4))
                 (distance + stiffness * strain).backward()
                 optimiser.step()
-        field, value = smoothed(control.detach()), float(distance)
+        field, value = smoothed(control.detach()), float(distance.detach())
     dense = F.interpolate(field, scan.shape[1:], mode="trilinear", align_corners=True)
     return dense[0].permute(1, 2, 3, 0) * step_mm, value

@@ -178,3 +178,8 @@ class FeatureSaver:
         case, tokens = self.cohort.case(name), engine.state.output[Keys.PRED]
         affine = np.asarray(tokens.affine, float).reshape(-1, 4, 4)[0]
         self.store.save(case, tokens.as_tensor()[0], affine, self.cohort.grid(case))
+
+
+def image_alone(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple[torch.Tensor, None]:
+    """For an evaluator that is to see no label: the image (B, 1, H, W, D) with its metadata, and None."""
+    return batch[Keys.IMAGE].to(device, non_blocking=non_blocking, **kwargs), None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import align, centred_points, deform, sample
+from semisam_o1.alignment import align, centred_points, deform, principal, sample
 from semisam_o1.neighbours import k_means, nearest as nearest_vectors
 from semisam_o1.types import Probabilities, Tokens
 
@@ -90,7 +90,8 @@ def nearest(
     neighbours: int = 15,
     position_weight: float = 3.0,
     band: float = 0.25,
-    max_references: int = 40000,
+    max_references: int = 20000,
+    channels: int = 16,
     alignment: bool = True,
     deformation: bool = True,
     seed: int = 0,
@@ -108,15 +109,17 @@ def nearest(
         position_weight: of a distance of one label radius, beside a descriptor's distance.
         band: reach of the band to both sides of the border, in label radii.
         max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
+        channels: of the descriptors, by principal components, for alignment and deformation.
         alignment, deformation: off, positions are those of the two grids laid middle on middle.
     """
     results, residuals = [], []
     for reference in references:
         points = centred_points(scan.shape[1:], step_mm)
         if alignment:
-            to_template, residual = align(reference.tokens, scan, step_mm, turn, seed=seed)
+            moving, fixed = principal(reference.tokens, scan, channels)
+            to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)
             if deformation:
-                displacement, residual = deform(reference.tokens, scan, step_mm, to_template)
+                displacement, residual = deform(moving, fixed, step_mm, to_template)
                 points = to_template(points) + displacement
             else:
                 points = to_template(points)

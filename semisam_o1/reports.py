@@ -13,12 +13,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image
 
@@ -26,16 +29,16 @@ from semisam_o1.metrics import SPLITS, STAGES, read_csv, summary, write_whole
 from semisam_o1.transforms import HDF5_SUFFIXES, read_volume
 from semisam_o1.types import Affine, Case
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the brightest first, since scans are dark.
-COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#0072B2")
-TRUTH_COLOUR = "#FFFFFF"
-# The axes (across, up, through) of each plane in RAS and what its four edges show: left, right, top, bottom.
-PLANES = {"axial": (0, 1, 2, "RLAP"), "coronal": (0, 2, 1, "RLSI"), "sagittal": (1, 2, 0, "APSI")}
+# Okabe and Ito's colours, told apart by colour-blind readers; yellow is kept for the truth.
+COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+TRUTH_COLOUR = "#F0E442"
+# The axes (across, up, through) of each plane in RAS and what lies at its left, right and top.
+PLANES = {"axial": (0, 1, 2, "RLA"), "coronal": (0, 2, 1, "RLS"), "sagittal": (1, 2, 0, "APS")}
 STAGE_NAMES = {"copied": "copied template label (the floor)"}
 
 
 def class_colour(number: int) -> str:
-    """The colour of class ``number`` (1, 2, ...); after seven they come round again."""
+    """The colour of class ``number`` (1, 2, ...); after six they come round again."""
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
@@ -51,43 +54,56 @@ def to_ras(arrays: Sequence[np.ndarray], affine: Affine) -> tuple[list[np.ndarra
     return [apply_orientation(np.asarray(array), orientation) for array in arrays], spacing
 
 
-def _centre(mask: np.ndarray) -> np.ndarray:
-    """The voxel nearest the centre of mass of ``mask`` (H, W, D), or the volume's middle where it is empty."""
-    places = np.argwhere(mask)
-    return np.round(places.mean(0)).astype(int) if len(places) else np.array(mask.shape) // 2
+class _View(NamedTuple):
+    """What of a scan is shown: the voxel ``centre`` (3,), the window's lower corner ``low`` (3,), its sides in mm."""
+
+    centre: np.ndarray
+    low: np.ndarray
+    wide: float
+    tall: float
 
 
-def _window(mask: np.ndarray, centre: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, float]:
-    """Lower corner (3,) and side, mm, of the cube to show: 2.2 times the label's extent, kept within the scan."""
-    extent = np.array(mask.shape) * spacing
-    places = np.argwhere(mask)
-    label = ((np.ptp(places, axis=0) + 1) * spacing).max() if len(places) else extent.max()
-    side = float(min(max(2.2 * label, extent.max() / 4), extent.max()))
-    low = np.clip((centre + 0.5) * spacing - side / 2, 0, np.maximum(extent - side, 0))
-    low = np.where(extent < side, (extent - side) / 2, low)  # shorter axes are centred
-    return low, side
+def _view(label: np.ndarray, truth: np.ndarray | None, spacing: np.ndarray) -> _View:
+    """The planes through the label's centre of mass, 2.2 times its extent wide, kept within the scan.
+
+    An empty label gives way to the truth, and that to the whole scan.
+    """
+    places = np.argwhere(label > 0)
+    if not len(places) and truth is not None:
+        places = np.argwhere(truth > 0)
+    extent = np.array(label.shape) * spacing
+    if len(places):
+        centre = np.round(places.mean(0)).astype(int)
+        reach = ((np.ptp(places, axis=0) + 1) * spacing).max()
+    else:
+        centre, reach = np.array(label.shape) // 2, extent.max()
+    wide = float(min(max(2.2 * reach, extent.max() / 4), extent.max()))
+    tall = float(min(wide, extent[1:].max()))  # axes 1 and 2 are those that run upwards in some plane
+    low = []
+    for axis in range(3):
+        side = tall if axis == 2 else wide
+        start = np.clip((centre[axis] + 0.5) * spacing[axis] - side / 2, 0, max(extent[axis] - side, 0))
+        low.append(float(start) if extent[axis] > side else (extent[axis] - side) / 2)  # shorter axes are centred
+    return _View(centre, np.array(low), wide, tall)
 
 
 def _draw_planes(
     axes: Sequence[Axes],
+    view: _View,
     image: np.ndarray,
     label: np.ndarray,
     truth: np.ndarray | None,
-    spacing: Sequence[float],
+    spacing: np.ndarray,
     marks: bool,
     width: float,
 ) -> None:
-    """Draw the three planes through the label's centre into ``axes``; arrays (H, W, D) in RAS, spacing in mm."""
-    spacing = np.asarray(spacing, float)
-    foreground = label > 0
-    if not foreground.any() and truth is not None:
-        foreground = truth > 0
-    centre = _centre(foreground)
-    low, side = _window(foreground, centre, spacing)
-    finite = image[::2, ::2, ::2][np.isfinite(image[::2, ::2, ::2])]
-    dark, bright = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 1)
+    """Draw the three planes of ``view`` into ``axes``; arrays (H, W, D) in RAS, spacing in mm, lines in points."""
+    sample = image[::2, ::2, ::2]
+    sample = sample[np.isfinite(sample)]
+    dark, bright = np.percentile(sample, (0.5, 99.5)) if sample.size else (0, 1)
+    halo = [withStroke(linewidth=width + 1, foreground="black", alpha=0.5)]  # lines are seen on bright tissue, too
     for axis, (across, up, through, letters) in zip(axes, PLANES.values()):
-        picture, *masks = (np.take(a, centre[through], through) for a in (image, label, truth) if a is not None)
+        picture, *masks = (np.take(a, view.centre[through], through) for a in (image, label, truth) if a is not None)
         box = [0, picture.shape[0] * spacing[across], 0, picture.shape[1] * spacing[up]]
         picture = np.nan_to_num(picture, posinf=bright, neginf=dark)
         axis.imshow(picture.T, origin="lower", extent=box, cmap="gray", vmin=dark, vmax=bright, interpolation="bilinear")
@@ -97,14 +113,19 @@ def _draw_planes(
             where = [(np.arange(n + 2) - 0.5) * spacing[a] for n, a in zip(mask.shape, (across, up))]
             for number in np.unique(mask[mask > 0]):
                 colour = TRUTH_COLOUR if is_truth else class_colour(int(number))
-                axis.contour(*where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width)
-        # Right is shown on the left and anterior, in the sagittal plane, too, as radiologists have it.
-        axis.set(xlim=(low[across] + side, low[across]), ylim=(low[up], low[up] + side), facecolor="black", aspect="equal")
+                lines = axis.contour(*where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width)
+                lines.set_path_effects(halo)
+        # Right is shown on the left and, in the sagittal plane, anterior too, as radiologists have it.
+        left, bottom = view.low[across], view.low[up]
+        # The axial plane stands as high as the others though its window is wide.
+        bottom += (view.wide - view.tall) / 2 if up == 1 else 0
+        axis.set(xlim=(left + view.wide, left), ylim=(bottom, bottom + view.tall), aspect="equal", facecolor="black")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         places = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top")]
         for letter, (x, y, ha, va) in zip(letters if marks else "", places):
-            axis.text(x, y, letter, transform=axis.transAxes, ha=ha, va=va, color="#bbbbbb", fontsize=7)
+            mark = axis.text(x, y, letter, transform=axis.transAxes, ha=ha, va=va, color="#dddddd", fontsize=7)
+            mark.set_path_effects(halo)
 
 
 def case_picture(
@@ -120,7 +141,7 @@ def case_picture(
 
     ``image``, ``label`` and ``truth`` (None where unknown) are (H, W, D) in RAS (`to_ras`); ``spacing`` (3,) in mm
     along them, which sets the aspect. The label's contours have the colours of ``classes`` (number to name; named
-    in a legend where there is a title), the truth's are white.
+    in a legend where there is a title), the truth's are yellow.
 
     Args:
         marks: letters at the edges for right, anterior and so on; leave them out where the orientation is unknown.
@@ -128,17 +149,18 @@ def case_picture(
     Raises:
         ValueError: the shapes differ.
     """
-    _same_shape(image, label, truth, title)
-    top = 0.22 if title else 0.0  # inches
-    figure = Figure(figsize=(5.1, 1.7 + top), dpi=100, facecolor="white" if title else "black")
-    height = 1.7 / (1.7 + top)
-    axes = [figure.add_axes((i / 3 + 0.002, 0, 1 / 3 - 0.004, height)) for i in range(3)]
-    _draw_planes(axes, np.asarray(image), np.asarray(label), truth, spacing, marks, 1.1)
+    image, label, truth, spacing = _checked(image, label, truth, spacing, title)
+    view = _view(label, truth, spacing)
+    top, height = 0.22 if title else 0.0, 1.7 * view.tall / view.wide  # inches
+    figure = Figure(figsize=(5.1, height + top), dpi=100, facecolor="white")
+    axes = [figure.add_axes((i / 3 + 0.002, 0, 1 / 3 - 0.004, height / (height + top))) for i in range(3)]
+    _draw_planes(axes, view, image, label, truth, spacing, marks, 1.1)
     if title:
-        figure.text(0.005, 1 - 0.11 / (1.7 + top), title, va="center", fontsize=8)
+        figure.text(0.005, 1 - top / 2 / (height + top), title, va="center", fontsize=8)
         handles = _handles(classes, truth is not None)
-        figure.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=6, frameon=False, borderpad=0)
-    return _png(figure, colours=64)
+        look = {"fontsize": 6, "frameon": False, "borderpad": 0}
+        figure.legend(handles=handles, loc="upper right", ncols=max(len(handles), 1), **look)
+    return _png(figure)
 
 
 def montage(
@@ -162,44 +184,59 @@ def montage(
     total = size * len(rows) + top
     figure = Figure(figsize=(3 * size + 0.3, total), dpi=110, facecolor="white")
     for i, (title, image, label, truth, spacing) in enumerate(rows):
-        _same_shape(image, label, truth, title)
+        image, label, truth, spacing = _checked(image, label, truth, spacing, title)
+        view = _view(label, truth, spacing)
+        view = view._replace(tall=view.wide, low=view.low - [0, 0, (view.wide - view.tall) / 2])  # squares in a grid
         bottom = (len(rows) - 1 - i) * size / total
         left, step = 0.3 / (3 * size + 0.3), size / (3 * size + 0.3)
         axes = [figure.add_axes((left + j * step, bottom, step - 0.006, (size - 0.04) / total)) for j in range(3)]
-        _draw_planes(axes, np.asarray(image), np.asarray(label), truth, spacing, marks, 1.4)
+        _draw_planes(axes, view, image, label, truth, spacing, marks, 1.4)
         figure.text(left / 2, bottom + size / total / 2, title, rotation=90, ha="center", va="center", fontsize=9)
         if i == 0:
             for axis, name in zip(axes, PLANES):
                 axis.set_title(name, fontsize=9, pad=3)
     handles = _handles(classes, any(row[3] is not None for row in rows))
-    figure.legend(handles=handles, loc="upper center", ncols=min(len(handles), 6), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="upper center", ncols=max(1, min(len(handles), 6)), fontsize=8, frameon=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_png(figure, colours=128))
+    path.write_bytes(_png(figure))
     return path
 
 
-def _same_shape(image, label, truth, title: str) -> None:
-    shapes = [np.shape(a) for a in (image, label, truth) if a is not None]
+def _checked(image, label, truth, spacing, title: str) -> tuple:
+    """Image, label, truth and spacing as numpy arrays, or a ValueError where they do not go together."""
+    arrays = [a if a is None else np.asarray(a) for a in (image, label, truth)]
+    shapes = [a.shape for a in arrays if a is not None]
     if len(set(shapes)) > 1 or len(shapes[0]) != 3:
         raise ValueError(f"{title or 'case'}: image, label and truth must be 3D and of one shape, got {shapes}")
+    return *arrays, np.broadcast_to(np.asarray(spacing, float), 3)
 
 
 def _handles(classes: Mapping[int, str], with_truth: bool) -> list[Line2D]:
+    """The legend's lines: a class each, and the truth."""
     named = [Line2D([], [], color=class_colour(n), label=name) for n, name in sorted(classes.items()) if n > 0]
-    grey = {"color": "#999999", "linewidth": 1, "label": "truth (white)"}
-    return named + ([Line2D([], [], **grey)] if with_truth else [])
+    return named + ([Line2D([], [], color=TRUTH_COLOUR, label="truth")] if with_truth else [])
 
 
-def _png(figure: Figure, colours: int | None = None) -> bytes:
-    """A figure as PNG bytes; a palette of ``colours`` makes it a third of the size and is not seen."""
+def _palette() -> Image.Image:
+    """48 greys and, for each colour in use, its way from black over itself to white, for lines with soft edges."""
+    entries = [(grey,) * 3 for grey in np.linspace(0, 255, 48).astype(int).tolist()]
+    for colour in map(to_rgb, (*COLOURS, TRUTH_COLOUR)):
+        for weight in (0.35, 0.55, 0.8, 1.0):
+            for other in (0.0, 0.5, 1.0)[: 1 if weight == 1.0 else 3]:
+                entries.append(tuple(int(round(255 * (weight * c + (1 - weight) * other))) for c in colour))
+    picture = Image.new("P", (1, 1))
+    picture.putpalette([value for entry in entries for value in entry])
+    return picture
+
+
+def _png(figure: Figure) -> bytes:
+    """A figure as PNG bytes, in a palette of its own, which makes it a third of the size."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    if colours:
-        picture = picture.quantize(colours, dither=Image.Dither.NONE)
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    picture.quantize(palette=_palette(), dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -209,7 +246,7 @@ def _chart(table: Sequence[Mapping]) -> bytes:
     axis = figure.subplots()
     rounds = sorted({line["round"] for line in table})
     pairs = [(split, stage) for split in SPLITS for stage in STAGES]
-    colours = {"pool": COLOURS[6], "val": COLOURS[2], "test": COLOURS[5]}
+    colours = {"pool": "#0072B2", "val": "#CC79A7", "test": "#D55E00"}
     styles = {"copied": ("none", "x"), "propagated": ("-", "s"), "predicted": ("-", "o"), "refined": ("--", "^")}
     for split, stage in pairs:
         points = [(line["round"], line["dice_mean"]) for line in table if (line["split"], line["stage"]) == (split, stage)]
@@ -224,4 +261,4 @@ def _chart(table: Sequence[Mapping]) -> bytes:
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
-    return _png(figure, colours=64)
+    return _png(figure)

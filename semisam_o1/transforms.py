@@ -208,12 +208,12 @@ def working_shape(case_grid: Grid, spacing: float) -> np.ndarray:
 
 
 def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor: int = 8) -> list[int]:
-    """Sides of a training patch, RAS order: the median scan, in multiples of ``divisor``, at most ``max_voxels``.
+    """Sides of a training patch, RAS order: the median scan, in whole multiples of ``divisor``, at most ``max_voxels``.
 
     Where the whole scan is more than that, the longest side is shortened until it fits.
     """
     sides = np.median([working_shape(grid, spacing) for grid in grids], axis=0)
-    sides = np.maximum(np.round(sides / divisor), 2).astype(int) * divisor
+    sides = np.maximum(np.ceil(sides / divisor), 2).astype(int) * divisor
     while sides.prod() > max_voxels and sides.max() > 2 * divisor:
         sides[sides.argmax()] -= divisor
     return [int(n) for n in sides]

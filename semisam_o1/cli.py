@@ -1,0 +1,204 @@
+"""The command line: a thin layer that builds the bundle's workflow from the bundle's JSON and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import logging.config
+import sys
+from pathlib import Path
+
+import semisam_o1
+from semisam_o1.types import DatasetError
+
+CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 when done, 2 when the command or the data cannot be used; no traceback for those."""
+    options = parser().parse_args(arguments)
+    logging.config.fileConfig(CONFIGS / "logging.conf", disable_existing_loggers=False)
+    try:
+        return options.action(options) or 0
+    except (DatasetError, FileNotFoundError) as error:
+        print(f"semisam-o1: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # MONAI wraps what a component's constructor raises
+        cause = error
+        while cause is not None and not isinstance(cause, (DatasetError, FileNotFoundError)):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        print(f"semisam-o1: {cause}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("semisam-o1: stopped.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(prog="semisam-o1", description="From one labelled scan to labels for all of them.")
+    top.add_argument("--version", action="version", version=semisam_o1.__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="the whole job: pseudo-labels for the pool and a trained model")
+    _shared(run)
+    run.add_argument("--method", help="semi-supervised method (mean_teacher)")
+    run.add_argument("--rounds", type=int, dest="num_rounds", help="rounds of training (3)")
+    run.set_defaults(action=_run, run_id="training")
+
+    propagate = commands.add_parser("propagate", help="round 0 alone: the label carried over, nothing trained")
+    _shared(propagate)
+    propagate.add_argument("--split", choices=("pool", "val", "test"), help="which list to label (pool)")
+    propagate.set_defaults(action=_run, run_id="propagate", method=None, num_rounds=None)
+
+    predict = commands.add_parser("predict", help="the trained model on new scans")
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    predict.add_argument("--output", required=True, type=Path)
+    _setting_options(predict)
+    predict.set_defaults(action=_predict)
+
+    evaluate = commands.add_parser("evaluate", help="score a run's labels where truth exists")
+    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("dataset_dir", metavar="DIR")
+    evaluate.add_argument("--split", choices=("pool", "val", "test"), default="test")
+    _setting_options(evaluate)
+    evaluate.set_defaults(action=_evaluate)
+
+    validate = commands.add_parser("validate", help="check a data set before hours are spent on it")
+    validate.add_argument("dataset_dir", metavar="DIR")
+    validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
+    validate.add_argument("--preset", choices=_names("presets"))
+    _setting_options(validate)
+    validate.set_defaults(action=_validate)
+
+    demo = commands.add_parser("demo-data", help="write a small made-up cohort with truth for every case")
+    demo.add_argument("output", type=Path, metavar="OUT")
+    demo.add_argument("--cases", type=int, default=12)
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(action=_demo_data)
+    return top
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.json"))
+
+
+def _shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dataset_dir", metavar="DIR")
+    command.add_argument("--output", required=True, dest="output_dir", metavar="RUN")
+    command.add_argument("--template", nargs="+", metavar="CASE", help="labelled cases to learn from")
+    command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
+    command.add_argument("--preset", choices=_names("presets"), help="standard with a GPU, quick without")
+    command.add_argument("--seed", type=int)
+    _setting_options(command)
+
+
+def _setting_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    command.add_argument("--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend",
+                         help="any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0")  # fmt: skip
+
+
+def overrides(options: argparse.Namespace) -> dict:
+    """What the command line says of the config's ids; values are JSON where they can be read as JSON, else text.
+
+    Raises:
+        DatasetError: a setting is not of the form ID=VALUE.
+    """
+    ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split")
+    said = {name: value for name in ids if (value := getattr(options, name, None)) not in (None, [])}
+    if options.device != "auto":
+        said["device"] = options.device
+    for setting in options.settings:
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
+        try:
+            said[name] = json.loads(value)
+        except json.JSONDecodeError:
+            said[name] = value
+    return said
+
+
+def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "train"):
+    from monai.bundle import ConfigWorkflow
+
+    said = dict(said)
+    workflow = ConfigWorkflow([str(f) for f in files], logging_file=False, run_id=run_id, workflow_type=workflow_type)
+    for name in said:
+        if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
+            known = ", ".join(sorted(k for k in workflow.parser.get() if not k.startswith("_")))
+            raise DatasetError(f"The config has no id '{name}'. Its ids: {known}.")
+    workflow.parser.update(said)
+    return workflow
+
+
+def _execute(workflow) -> None:
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def config_files(options: argparse.Namespace) -> list[Path]:
+    """``train.json`` and the overlays that the options name, later ones over earlier ones.
+
+    Raises:
+        DatasetError: there is no such method.
+    """
+    files = [CONFIGS / "train.json"]
+    for folder in ("presets", "methods", "encoders"):
+        name = getattr(options, folder[:-1], None)
+        if name is None:
+            continue
+        if name not in _names(folder):
+            raise DatasetError(f"There is no {folder[:-1]} '{name}': choose one of {', '.join(_names(folder))}.")
+        files.append(CONFIGS / folder / f"{name}.json")
+    return files
+
+
+def _run(options) -> None:
+    _execute(_workflow(config_files(options), options.run_id, overrides(options)))
+
+
+def _predict(options) -> None:
+    from semisam_o1.datasets import cases_of
+
+    config = options.run / "bundle" / "configs" / "inference.json"
+    if not config.is_file():
+        raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
+    cases_of(options.images)  # fails now rather than after the network is built
+    said = {"bundle_root": str(options.run / "bundle"), "output_dir": str(options.output), "images": options.images}
+    _execute(_workflow([config], "run", said | overrides(options), "infer"))
+    print(f"labels: {options.output / 'labels'}, uncertainty: {options.output / 'uncertainty.csv'}")
+
+
+def _evaluate(options) -> None:
+    from semisam_o1.rounds import evaluate_run
+
+    print(evaluate_run(options.run, options.dataset_dir, options.split, overrides(options)))
+
+
+def _validate(options) -> None:
+    from semisam_o1.checks import validate_text
+    from semisam_o1.datasets import open_cohort
+
+    workflow = _workflow(config_files(options), "training", overrides(options))
+    parse = workflow.parser.get_parsed_content
+    names = ("dataset_dir", "template", "labeled_num", "num_classes", "image_key", "spacing")
+    logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
+    cohort = open_cohort(**{name: parse(name) for name in names})
+    print(validate_text(cohort, {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}))
+
+
+def _demo_data(options) -> None:
+    from semisam_o1.phantoms import write_demo_data
+
+    print(f"data set: {write_demo_data(options.output, options.cases, options.seed)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

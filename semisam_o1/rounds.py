@@ -1,0 +1,290 @@
+"""The order of the stages. A round is a folder; nothing passes between stages but files.
+
+Each stage builds what it needs afresh from the bundle's config (with ``round`` set), and lets go of it after: so a
+stage can be run again alone, and nothing of one round lingers in the next.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import faiss
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+import semisam_o1
+from semisam_o1.datasets import Cohort
+from semisam_o1.engine import UncertaintyList
+from semisam_o1.export import write_json, write_text
+from semisam_o1.features import image_alone  # noqa: F401  (named by the configs)
+from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
+from semisam_o1.stopwatch import Stopwatch
+from semisam_o1.types import Case, DatasetError
+
+log = logging.getLogger("semisam_o1")
+ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
+
+
+def set_up(seed: int, threads: int | None, device: str) -> None:
+    """Seed everything, bind the number of threads (None: as it is) and check that ``device`` is there.
+
+    Raises:
+        DatasetError: a CUDA device is asked for and none can be used.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
+    if threads:
+        torch.set_num_threads(int(threads))
+        faiss.omp_set_num_threads(int(threads))
+    set_determinism(int(seed))
+
+
+def image_items(cases: Sequence[Case]) -> list[dict]:
+    """``case`` and ``image`` of each case, for a dataset that is to see no label."""
+    return [{"case": case.name, "image": str(case.image)} for case in cases]
+
+
+def training_items(cohort: Cohort, output_dir: str | Path, round: int) -> list[dict]:
+    """What round ``round`` learns from: templates with their labels, the pool with those of the round before.
+
+    A pool scan without a label of that round (its propagation failed) is left out.
+    """
+    folder = Path(output_dir) / f"round_{round - 1}" / "labels"
+    items = [case.item() | {"labelled": True} for case in cohort.templates]
+    for case in cohort.pool:
+        label = folder / f"{case.name}.nii.gz"
+        if label.exists():
+            items.append(case.item(label) | {"labelled": False})
+    return items
+
+
+class Job:
+    """The whole job on one data set and one RUN folder.
+
+    Args:
+        config: the raw bundle config, as `config.config_in_use` gives it.
+
+    Raises:
+        DatasetError: the data set cannot be worked on; nothing has been written then.
+    """
+
+    def __init__(self, config: dict):
+        self.config = copy.deepcopy(config)
+        parser = ConfigParser(self.config)
+        self.cohort: Cohort = parser.get_parsed_content("cohort")
+        self.config["cohort"] = self.cohort
+        self.output = Path(parser.get_parsed_content("output_dir"))
+        self.seed, self.rounds = int(parser.get_parsed_content("seed")), int(parser.get_parsed_content("num_rounds"))
+        self.stages: list[dict] = []
+        self.set_aside = dict(self.cohort.set_aside)
+
+    # What a user can ask for.
+
+    def run(self) -> None:
+        """Every stage, from scans to pseudo-labels, trained bundle and report."""
+        self._begin()
+        self.features()
+        self.propagate()
+        for number in range(1, self.rounds + 1):
+            self.train(number)
+            self.predict(number)
+            if number < self.rounds or self._get("refine_last"):
+                self.refine(number)
+        self.finish()
+
+    def propagate_alone(self) -> None:
+        """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
+        self.rounds = 0
+        self._begin()
+        self.features()
+        self.propagate()
+        self.finish()
+
+    def prepare_round(self) -> None:
+        """Round 0 where it is missing, so that one round's trainer can start (MONAI Label calls ``run``)."""
+        folder = self.output / f"round_{self._get('round') - 1}" / "labels"
+        if all((folder / f"{case.name}.nii.gz").exists() for case in self.cohort.pool):
+            return
+        self.features()
+        self.propagate()
+
+    # The stages.
+
+    def features(self) -> None:
+        with self._stage("features"):
+            evaluator = self._get("features#evaluator")
+            if len(evaluator.data_loader.dataset):
+                evaluator.run()
+
+    def propagate(self) -> None:
+        with self._stage("propagation"):
+            engine = self._get("propagation#engine")
+            cases = self.cohort.split(self._get("split"))
+            engine.run(cases, max_epochs=1, epoch_length=len(cases))
+            self.set_aside |= engine.state.failed
+
+    def train(self, number: int) -> None:
+        with self._stage(f"round {number}: training", number):
+            self._get("train#trainer", number).run()
+
+    def predict(self, number: int, cases: Sequence[Case] | None = None) -> None:
+        """``cases``: all of the pool and of validation and test where unsaid."""
+        with self._stage(f"round {number}: prediction", number):
+            changed = {} if cases is None else {"predict#cases": list(cases)}
+            self._get("predict#evaluator", number, changed).run()
+
+    def refine(self, number: int) -> None:
+        with self._stage(f"round {number}: refinement", number):
+            engine = self._get("refinement#engine", number)
+            cases = [case for case in self.cohort.pool if case.name not in self.set_aside]
+            engine.run(cases, max_epochs=1, epoch_length=len(cases))
+            log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
+
+    def finish(self) -> None:
+        """Final labels, figures, the list for review, the trained bundle, the report."""
+        with self._stage("evaluation"):
+            self._hand_out()
+            self._write_review()
+            rows = self.evaluate()
+            write_csv(rows, self.output / "metrics.csv")
+        if self.rounds:
+            from semisam_o1.trained import write_bundle  # built on this module's settings
+
+            write_bundle(self.output, self.config, self.settings(), self.cohort, self.rounds)
+        self._write_run_json()
+        from semisam_o1.reports import write_report
+
+        report = write_report(self.output, self.cohort)
+        if rows:
+            log.info("\n%s", summary_text(rows))
+        log.info("labels: %s", self.output / "pseudo_labels")
+        log.info("report: %s", report)
+
+    def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
+        """Rows of metrics.csv for whatever labels the run folder holds and truth exists for."""
+        definition, rows, known = self._get("metric_definition"), [], {}
+        for split in splits:
+            cases = self.cohort.split(split)
+            for number in range(self.rounds + 1):
+                folder = self.output / f"round_{number}"
+                stages = {"copied": folder / "copied", "propagated": folder / "labels"}
+                if number:
+                    stages = {"predicted": folder / "predictions", "refined": folder / "labels"}
+                for stage, labels in stages.items():
+                    rows += evaluate_folder(
+                        labels, cases, self.cohort, split=split, round=number, stage=stage,
+                        definition=definition, known=known,
+                    )  # fmt: skip
+        return rows
+
+    def settings(self) -> dict:
+        """Every setting as resolved: top-level ids of the config whose value is a number, a text or a list of them."""
+        parser, found = ConfigParser(copy.deepcopy(self.config)), {}
+        for name, value in self.config.items():
+            if name in ACTIONS or isinstance(value, dict):
+                continue
+            value = parser.get_parsed_content(name)
+            plain = value if isinstance(value, (list, tuple)) else [value]
+            if all(isinstance(part, (int, float, str, bool, type(None))) for part in plain):
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    # How.
+
+    def _get(self, id: str, number: int | None = None, changed: dict | None = None):
+        """The resolved ``id`` of a config of its own, with ``round`` set and other ids ``changed``."""
+        parser = ConfigParser(copy.deepcopy(self.config))
+        parser.update((changed or {}) | ({} if number is None else {"round": number}))
+        return parser.get_parsed_content(id)
+
+    def _stage(self, name: str, number: int = 0) -> Stopwatch:
+        set_determinism(self.seed + number)
+        log.info("%s", name)
+        return Stopwatch(name, self._stage_done)
+
+    def _stage_done(self, name: str, seconds: float, peak_mib: float) -> None:
+        self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
+        log.info("%s: %.0f s, peak %.0f MiB", name, seconds, peak_mib)
+        self._write_run_json()
+
+    def _begin(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        old = [*self.output.glob("round_*"), self.output / "pseudo_labels", self.output / "bundle"]
+        for folder in old:  # results of an earlier run would pass for this one's
+            if folder.is_dir():
+                log.info("removing %s of an earlier run", folder)
+                shutil.rmtree(folder)
+        self._write_run_json()
+
+    def _hand_out(self) -> None:
+        last = self.output / f"round_{self.rounds}"
+        source = last / "labels" if (last / "labels").is_dir() else last / "predictions"
+        target = self.output / "pseudo_labels"
+        target.mkdir(exist_ok=True)
+        for case in self.cohort.split(self._get("split")):
+            if (source / f"{case.name}.nii.gz").exists():
+                shutil.copyfile(source / f"{case.name}.nii.gz", target / f".{case.name}.partial")
+                os.replace(target / f".{case.name}.partial", target / f"{case.name}.nii.gz")
+
+    def _write_review(self) -> None:
+        uncertainty = UncertaintyList(self.output / f"round_{self.rounds}" / "uncertainty.csv").read()
+        names = {case.name for case in self.cohort.split(self._get("split"))}
+        rows = [f"{name},{value:.6f}," for name, value in uncertainty.items() if name in names]
+        write_text(self.output / "review.csv", "\n".join(["case,uncertainty,predicted_dice", *rows]) + "\n")
+
+    def _write_run_json(self) -> None:
+        write_json(
+            self.output / "run.json",
+            {
+                "versions": {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES},
+                "seed": self.seed,
+                "template": [case.name for case in self.cohort.templates],
+                "classes": self.cohort.classes,
+                "set_aside": self.set_aside,
+                "stages": self.stages,
+                "settings": self.settings(),
+                "config": {name: value for name, value in self.config.items() if name != "cohort"},
+            },
+        )
+
+
+def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, said: dict | None = None) -> str:
+    """Score a finished run's labels on ``split`` of a data set, as a table; metrics.csv gets the rows too.
+
+    Cases that the run has not predicted yet are predicted by its last round's model first.
+
+    Raises:
+        DatasetError: ``run`` is no run's folder, or no case of the split has truth.
+    """
+    record = Path(run) / "run.json"
+    if not record.is_file():
+        raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
+    record = json.loads(record.read_text(encoding="utf-8"))
+    kept = {name: record["settings"][name] for name in ("train_spacing", "patch_size", "preset", "num_rounds")}
+    config = record["config"] | kept | {"template": record["template"], "dataset_dir": str(dataset_dir)}
+    config |= {"output_dir": str(run)} | (said or {})
+    job = Job(config)
+    job.stages, job.set_aside = record["stages"], record["set_aside"]
+    last = Path(run) / f"round_{job.rounds}" if (Path(run) / "round_1").is_dir() else None
+    if last is None:
+        job.rounds = 0
+    else:
+        missing = [c for c in job.cohort.split(split) if not (last / "predictions" / f"{c.name}.nii.gz").exists()]
+        if missing:
+            job.predict(job.rounds, missing)
+    rows = job.evaluate([split])
+    if not rows:
+        raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and truth to score it by.")
+    table = Path(run) / "metrics.csv"
+    others = [row for row in read_csv(table) if row["split"] != split] if table.exists() else []
+    write_csv(others + rows, table)
+    return summary_text(rows)

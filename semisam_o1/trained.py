@@ -1,0 +1,45 @@
+"""The trained bundle of a run: the shipped bundle with the run's weights and an ``inference.json`` that needs no RUN."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import semisam_o1
+from semisam_o1.config import Preset
+from semisam_o1.datasets import Cohort
+from semisam_o1.export import write_json
+
+CARRIED = ("image_key", "intensities", "patch_size", "overlap", "amp")  # settings that inference shares with training
+
+
+def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds: int) -> Path:
+    """``run/bundle``: configs, docs and licence as shipped, the last round's weights, and the settings they want.
+
+    Args:
+        config: the raw config, of which the network's description is taken.
+        settings: those as resolved.
+    """
+    bundle, shipped = run / "bundle", Path(semisam_o1.BUNDLE_ROOT)
+    shutil.copytree(shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True)
+    (bundle / "models").mkdir(exist_ok=True)
+    shutil.copyfile(run / f"round_{rounds}" / "model.pt", bundle / "models" / "model.pt")
+
+    inference = json.loads((shipped / "configs" / "inference.json").read_text())
+    network = config["network_def"]
+    if not isinstance(network, dict):  # chosen by the preset
+        network = Preset(settings["preset"], shipped).config["network_def"]
+    inference |= {name: settings[name] for name in CARRIED if name in settings}
+    inference |= {"network_def": network, "num_classes": cohort.num_classes, "working_spacing": settings["train_spacing"]}
+    write_json(bundle / "configs" / "inference.json", inference)
+
+    metadata = json.loads((shipped / "configs" / "metadata.json").read_text())
+    channels = {str(number): name for number, name in cohort.classes.items()}
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    output |= {"num_channels": cohort.num_classes, "channel_def": channels, "value_range": [0, cohort.num_classes - 1]}
+    for end in ("inputs", "outputs"):
+        for part in metadata["network_data_format"][end].values():
+            part["spatial_shape"] = settings["patch_size"]
+    write_json(bundle / "configs" / "metadata.json", metadata)
+    return bundle
