@@ -13,8 +13,8 @@ from semisam_o1.types import DatasetError
 class Preset:
     """The overlay ``configs/presets/<name>.json``, asked for single ids: how ``train.json`` chooses by device.
 
-    ``preset("max_iterations")`` gives a value, ``preset("network_def", num_classes=3)`` builds a component in which
-    ``@num_classes`` stands. Named on the command line, the same file is laid over ``train.json`` as a whole.
+    ``preset("max_iterations")`` gives a value, ``preset("network_def", cohort=cohort)`` builds a component in which
+    ``@cohort`` stands. Named on the command line, the same file is laid over ``train.json`` as a whole.
     """
 
     def __init__(self, name: str, bundle_root: str | Path):

@@ -77,8 +77,7 @@ def propagation_engine(
 ) -> Engine:
     """An engine that runs over cases and writes, for each, the templates' label carried there by ``propagate``.
 
-    ``propagate`` takes references, scan tokens, ``step_mm`` and ``turn`` (see `propagation.nearest`) or just the
-    first two. A scan that fails is named in ``engine.state.failed`` with its reason, and the others go on.
+    ``propagate`` is one of the functions of `propagation`. A scan that fails is named in ``engine.state.failed`` with its reason, and the others go on.
     Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
     """
     templates = [(case, store.load(case.name)) for case in cohort.templates]
@@ -91,7 +90,7 @@ def propagation_engine(
             turn = frame_rotation(found.scan.affine).T @ frame_rotation(templates[0][1].scan.affine)
             probabilities = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
             probabilities = to_grid(probabilities, found.affine, found.scan)
-            floor = to_grid(copy(references[0], found.tokens), found.affine, found.scan)
+            floor = to_grid(copy(references, found.tokens), found.affine, found.scan)
         except (RuntimeError, ValueError, OSError) as error:
             log.warning("case %s: propagation failed and the scan is set aside: %s", case.name, error)
             engine.state.failed[case.name] = f"propagation failed: {error}"

@@ -56,13 +56,13 @@ class FeatureStore:
     Args:
         folder: where the files are; made when the first is written.
         encoder: whose features these are.
-        spacing: of the working space, mm.
+        spacing: of the working space, mm; None is the stored grid.
         dtype: of the tokens on disk, float16 or float32.
         settings: anything else that the features depend on, e.g. the HDF5 key; goes into the key as text.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder, spacing: float, dtype: str = "float16", settings: str = ""):
-        self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, float(spacing), dtype
+    def __init__(self, folder: str | Path, encoder: Encoder, spacing: float | None, dtype: str = "float16", settings: str = ""):
+        self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
         self.settings = f"{FORMAT} {encoder_key(encoder)} {self.spacing} {dtype} {settings}"
 
     def path(self, name: str) -> Path:
@@ -96,7 +96,7 @@ class FeatureStore:
             file.create_dataset("tokens", data=tokens.cpu().numpy().astype(self.dtype), chunks=(1, *tokens.shape[1:]))
             file["affine"], file["descriptor"] = np.asarray(affine, float), descriptor.cpu().numpy()
             file["scan_affine"], file["scan_shape"] = np.asarray(scan.affine, float), np.asarray(scan.shape, int)
-            file.attrs.update(key=self.key(case), encoder=self.encoder.name, spacing_mm=self.spacing, format=FORMAT)
+            file.attrs.update(key=self.key(case), encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, format=FORMAT)
         os.replace(aside, self.path(case.name))
 
     def load(self, name: str) -> Features:
@@ -136,11 +136,14 @@ class TokenInferer(Inferer):
     """Tokens of a whole volume (1, 1, H, W, D), with the affine that says where each lies: (1, C, H', W', D').
 
     The volume is padded evenly with its border to whole patches, and to the encoder's window where that is bound;
-    windows overlap by ``overlap`` and are blended (Gaussian weights).
+    windows overlap by ``overlap`` and are blended (Gaussian weights). ``crop`` "center" is the published code's way:
+    zeros are padded, and one window is cut from the middle.
     """
 
-    def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1):
-        self.overlap, self.sw_batch_size = overlap, sw_batch_size
+    def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1, crop: str | None = None):
+        if crop not in (None, "center"):
+            raise ValueError(f"crop '{crop}': expected 'center' or None.")
+        self.overlap, self.sw_batch_size, self.crop = overlap, sw_batch_size, crop
 
     def __call__(self, inputs: torch.Tensor, network: Encoder, *args, **kwargs) -> MetaTensor:
         patch, window = network.patch_size, network.input_size
@@ -148,10 +151,13 @@ class TokenInferer(Inferer):
         affine = affine.reshape(-1, 4, 4)[0]
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         sides = [max(-(-n // patch) * patch, window or 0) for n in volume.shape[2:]]
+        if self.crop and window:
+            sides = [window] * 3
         before = [(side - n) // 2 for side, n in zip(sides, volume.shape[2:])]
         after = [side - n - b for side, n, b in zip(sides, volume.shape[2:], before)]
         pads = [p for pair in zip(before[::-1], after[::-1]) for p in pair]
-        volume = F.pad(volume, pads, mode="replicate") if any(pads) else volume
+        if any(pads):  # negative ones crop
+            volume = F.pad(volume, pads, mode="constant" if self.crop else "replicate")
         if window is None:
             tokens = network(volume)
         else:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
+from semisam_o1.export import write_text
 from semisam_o1.transforms import read_volume
 from semisam_o1.types import Case
 
@@ -49,28 +49,36 @@ def score(
     num_classes: int,
     definition: str = "mm",
 ) -> list[dict]:
-    """Score integer labels (H, W, D) against the truth (H, W, D), voxels of ``spacing_mm`` (3,) along the axes.
+    """Score integer labels (H, W, D) against the truth (H, W, D); ``spacing_mm`` (3,) runs along the axes.
 
     Dice 2|A∩B|/(|A|+|B|), Jaccard |A∩B|/|A∪B|. A surface is the voxels of a class that one of their six
     neighbours does not share (beyond the volume's edge counts as another class); distances run between voxel
     centres. Definitions and empty labels: the module's table.
 
     Returns:
-        one dictionary for each class 1..num_classes - 1 and one for ``mean``, their arithmetic mean, with keys
+        one dictionary for each class 1..num_classes - 1 and one for ``mean``, their arithmetic mean: keys
         ``class``, ``dice``, ``jaccard``, ``hd95_mm``, ``asd_mm``. Classes beyond num_classes are not counted.
 
     Raises:
-        ValueError: the shapes differ or are not 3D, the definition is unknown, or no foreground class is asked for.
+        ValueError: the shapes differ or are not 3D, the definition is unknown, or num_classes is under 2.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or prediction.ndim != 3:
-        raise ValueError(f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D")
+        raise ValueError(
+            f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D"
+        )
     if definition not in DEFINITIONS:
-        raise ValueError(f"definition of the metrics is '{definition}', expected one of {', '.join(DEFINITIONS)}")
+        raise ValueError(
+            f"definition of the metrics is '{definition}', expected one of {', '.join(DEFINITIONS)}"
+        )
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)")
+        raise ValueError(
+            f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)"
+        )
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3) if definition == "mm" else np.ones(3)
-    missed = (float(np.linalg.norm(np.array(truth.shape) * spacing)),) * 2 if definition == "mm" else MISSED_VOXELS
+    missed = (
+        (float(np.linalg.norm(np.array(truth.shape) * spacing)),) * 2 if definition == "mm" else MISSED_VOXELS
+    )
     # Nothing outside the foreground's box changes a number, and boxes are small beside scans.
     box = _bounding_box((prediction > 0) | (truth > 0))
     prediction, truth = prediction[box], truth[box]
@@ -82,7 +90,7 @@ def score(
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box (three slices) that holds every True of ``mask`` (H, W, D); empty where there is none."""
+    """The smallest box (three slices) around every True of ``mask`` (H, W, D); empty where there is none."""
     box = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -91,7 +99,11 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _score_class(
-    prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray, missed: tuple[float, float], definition: str
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: np.ndarray,
+    missed: tuple[float, float],
+    definition: str,
 ) -> tuple[float, float, float, float]:
     """The four numbers of one class, from boolean masks (h, w, d)."""
     if not (prediction.any() and truth.any()):
@@ -129,8 +141,8 @@ def evaluate_folder(
         cohort: gives ``num_classes`` and ``hdf5_spacing``.
         split, round, stage: written into every row.
         definition: ``mm`` or ``paper``.
-        known: scores kept by the caller between calls of one run; a file with the bytes of one scored before, as
-            refinement leaves most, is not scored again.
+        known: scores kept by the caller between calls of one run; a file with the bytes of one scored
+            before, as refinement leaves most, is not scored again.
 
     Returns:
         rows with the keys of `COLUMNS`.
@@ -164,23 +176,12 @@ def _evaluate_case(case: Case, path: Path, cohort, definition: str) -> list[dict
         array = np.asarray(volume[0])
         whole = array.astype(np.int32)
         if not np.array_equal(whole, array):
-            raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
+            raise ValueError(
+                f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers"
+            )
         arrays.append(whole)
     spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
     return score(*arrays, spacing, cohort.num_classes, definition)
-
-
-def write_whole(text: str, path: Path) -> Path:
-    """Write ``text`` (UTF-8) to ``path`` so that the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # the same folder: only there is the move atomic
-    try:
-        part.write_text(text, encoding="utf-8", newline="")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def write_csv(rows: Iterable[dict], path: Path) -> Path:
@@ -190,7 +191,8 @@ def write_csv(rows: Iterable[dict], path: Path) -> Path:
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow([f"{row[name]:.6f}" if name in MEASURES else row[name] for name in COLUMNS])
-    return write_whole(text.getvalue(), path)
+    write_text(path, text.getvalue())
+    return Path(path)
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -227,7 +229,9 @@ def summary(rows: Iterable[dict], label: int | str = "mean") -> list[dict]:
             groups.setdefault((row["split"], row["round"], row["stage"]), []).append(row)
 
     def place(key):
-        return [names.index(k) if k in names else len(names) for k, names in ((key[0], SPLITS), (key[2], STAGES))]
+        return [
+            names.index(k) if k in names else len(names) for k, names in ((key[0], SPLITS), (key[2], STAGES))
+        ]
 
     table = []
     for key in sorted(groups, key=lambda k: (place(k)[0], k[1], place(k)[1], k)):
@@ -235,24 +239,41 @@ def summary(rows: Iterable[dict], label: int | str = "mean") -> list[dict]:
         for name in MEASURES:
             values = [row[name] for row in groups[key]]
             worst = max(values) if name.endswith("_mm") else min(values)
-            line |= {f"{name}_{s}": float(f(values)) for s, f in STATISTICS.items()} | {f"{name}_worst": worst}
+            line |= {f"{name}_{s}": float(f(values)) for s, f in STATISTICS.items()} | {
+                f"{name}_worst": worst
+            }
         table.append(line)
     return table
 
 
 def summary_text(rows: Iterable[dict], unit: str = "mm") -> str:
     """The summary of ``rows`` as a table for a terminal; distances are called by ``unit``."""
-    head = ["split", "round", "stage", "cases", "Dice", "median", "worst", "Jaccard", f"HD95 {unit}", f"ASD {unit}"]
+    head = [
+        "split",
+        "round",
+        "stage",
+        "cases",
+        "Dice",
+        "median",
+        "worst",
+        "Jaccard",
+        f"HD95 {unit}",
+        f"ASD {unit}",
+    ]
     lines = [head]
     for line in summary(rows):
         first = [str(line[name]) for name in ("split", "round", "stage", "cases")]
-        overlaps = [f"{line[f'dice_{s}']:.3f}" for s in ("mean", "median", "worst")] + [f"{line['jaccard_mean']:.3f}"]
+        overlaps = [f"{line[f'dice_{s}']:.3f}" for s in ("mean", "median", "worst")] + [
+            f"{line['jaccard_mean']:.3f}"
+        ]
         lines.append(first + overlaps + [f"{line['hd95_mm_mean']:.2f}", f"{line['asd_mm_mean']:.2f}"])
     if len(lines) == 1:
         return "no case with truth was scored"
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     left = {0, 2}
     return "\n".join(
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))
+        ).rstrip()
         for line in lines
     )

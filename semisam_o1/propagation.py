@@ -1,7 +1,8 @@
 """One label carried to another scan by feature similarity: per-class probabilities on the scan's tokens (pure).
 
-Every method takes a `Reference` (a template's tokens and label) and the scan's tokens, both on grids of the same
-step, and gives probabilities (num_classes, H', W', D') that sum to 1.
+Every method is called alike: with references (each a template's tokens and label), the scan's tokens, the step of
+both grids in mm and the scan's turn (see `alignment.align`), which some leave unused. It gives probabilities
+(num_classes, H', W', D') that sum to 1.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ class Reference(NamedTuple):
     label: Probabilities
 
 
-def copy(reference: Reference, scan: Tokens) -> Probabilities:
-    """The template's label stretched over the scan, whatever the scan shows: the floor for any propagation."""
+def copy(
+    references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turn=None, seed: int = 0
+) -> Probabilities:
+    """The templates' mean label stretched over the scan, whatever the scan shows: the floor for any propagation."""
     shape = tuple(scan.shape[1:])
-    return F.interpolate(reference.label[None], shape, mode="trilinear", align_corners=False)[0]
+    stretched = [F.interpolate(r.label[None], shape, mode="trilinear", align_corners=False)[0] for r in references]
+    return torch.stack(stretched).mean(0)
 
 
 def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
@@ -49,7 +53,13 @@ def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[to
 
 
 def prototype(
-    references: Sequence[Reference], scan: Tokens, k: int = 1, temperature: float = 0.1, seed: int = 0
+    references: Sequence[Reference],
+    scan: Tokens,
+    step_mm: float = 1.0,
+    turn=None,
+    k: int = 1,
+    temperature: float = 0.1,
+    seed: int = 0,
 ) -> Probabilities:
     """Softmax over cos(token, prototype of class c) / ``temperature``; with one prototype a class, as published.
 

@@ -7,6 +7,7 @@ stage can be run again alone, and nothing of one round lingers in the next.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -24,9 +25,10 @@ import semisam_o1
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_json, write_text
-from semisam_o1.features import image_alone  # noqa: F401  (named by the configs)
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
+from semisam_o1.reports import write_report
 from semisam_o1.stopwatch import Stopwatch
+from semisam_o1.trained import write_bundle
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -78,6 +80,7 @@ class Job:
     """
 
     def __init__(self, config: dict):
+        self.source = config
         self.config = copy.deepcopy(config)
         parser = ConfigParser(self.config)
         self.cohort: Cohort = parser.get_parsed_content("cohort")
@@ -157,12 +160,8 @@ class Job:
             rows = self.evaluate()
             write_csv(rows, self.output / "metrics.csv")
         if self.rounds:
-            from semisam_o1.trained import write_bundle  # built on this module's settings
-
-            write_bundle(self.output, self.config, self.settings(), self.cohort, self.rounds)
+            write_bundle(self.output, self.config, self.settings, self.cohort, self.rounds)
         self._write_run_json()
-        from semisam_o1.reports import write_report
-
         report = write_report(self.output, self.cohort)
         if rows:
             log.info("\n%s", summary_text(rows))
@@ -186,6 +185,7 @@ class Job:
                     )  # fmt: skip
         return rows
 
+    @functools.cached_property
     def settings(self) -> dict:
         """Every setting as resolved: top-level ids of the config whose value is a number, a text or a list of them."""
         parser, found = ConfigParser(copy.deepcopy(self.config)), {}
@@ -251,8 +251,8 @@ class Job:
                 "classes": self.cohort.classes,
                 "set_aside": self.set_aside,
                 "stages": self.stages,
-                "settings": self.settings(),
-                "config": {name: value for name, value in self.config.items() if name != "cohort"},
+                "settings": self.settings,
+                "config": self.source,
             },
         )
 

@@ -30,6 +30,7 @@ def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds
     network = config["network_def"]
     if not isinstance(network, dict):  # chosen by the preset
         network = Preset(settings["preset"], shipped).config["network_def"]
+    network = json.loads(json.dumps(network).replace("$@cohort.num_classes", "@num_classes"))
     inference |= {name: settings[name] for name in CARRIED if name in settings}
     inference |= {"network_def": network, "num_classes": cohort.num_classes, "working_spacing": settings["train_spacing"]}
     write_json(bundle / "configs" / "inference.json", inference)

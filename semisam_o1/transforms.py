@@ -195,6 +195,26 @@ def _resampling(key: str, spacing: float | Sequence[float] | None) -> list:
     ]
 
 
+class PublishedPadd(MapTransform):
+    """Zeros on both sides of every axis, as the published code pads before its crop; (C, H, W, D) -> larger or the same.
+
+    If any side s is at most that of the patch p, every axis gets max((p - s) div 2 + 3, 0) on each side.
+    """
+
+    def __init__(self, keys: KeysCollection, patch_size: Sequence[int]):
+        super().__init__(keys)
+        self.patch_size = tuple(int(n) for n in patch_size)
+
+    def __call__(self, data: Mapping[Hashable, Volume]) -> dict:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            sides = data[key].shape[1:]
+            if any(s <= p for s, p in zip(sides, self.patch_size)):
+                pads = [max((p - s) // 2 + 3, 0) for s, p in zip(sides, self.patch_size)]
+                data[key] = torch.nn.functional.pad(data[key], [n for pad in reversed(pads) for n in (pad, pad)])
+        return data
+
+
 def chain(*parts: Compose | Sequence) -> Compose:
     """Several chains as one flat `Compose`, of which `CacheDataset` can cache the deterministic head."""
     return Compose([step for part in parts for step in (part.transforms if isinstance(part, Compose) else part)])

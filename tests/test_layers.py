@@ -19,6 +19,7 @@ LAYERS = (
     {"rounds", "reports", "workflow"},
     {
         "checks",
+        "config",
         "datasets",
         "encoders",
         "engine",
@@ -28,6 +29,8 @@ LAYERS = (
         "metrics",
         "networks",
         "phantoms",
+        "stopwatch",
+        "trained",
         "transforms",
     },
     {"alignment", "propagation", "refinement"},

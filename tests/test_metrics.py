@@ -15,7 +15,16 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
 from semisam_o1 import metrics
-from semisam_o1.metrics import COLUMNS, MEASURES, evaluate_folder, read_csv, score, summary, summary_text, write_csv
+from semisam_o1.metrics import (
+    COLUMNS,
+    MEASURES,
+    evaluate_folder,
+    read_csv,
+    score,
+    summary,
+    summary_text,
+    write_csv,
+)
 from semisam_o1.types import Case
 
 SPACING = (1.0, 2.0, 3.0)
@@ -37,9 +46,9 @@ def values(row):
     return [row[name] for name in MEASURES]
 
 
-# A cube of side 4 has 56 voxels of surface. Shifted by one voxel along the last axis, 16 of them leave the other
-# cube by that voxel's size; 4 in the middle of the opposite face lie inside it, one step of the first axis from
-# its side; the other 36 lie on its surface.
+# A cube of side 4 has 56 voxels of surface. Shifted by one voxel along the last axis, 16 of them leave the
+# other cube by that voxel's size; 4 in the middle of the opposite face lie inside it, one step of the first
+# axis from its side; the other 36 lie on its surface.
 def test_shifted_cube_in_mm():
     one, mean = score(cube((8, 8, 9)), cube(), SPACING, 2)
     assert one["class"] == 1 and mean["class"] == "mean"
@@ -108,7 +117,9 @@ def test_distances_against_brute_force(seed):
         a, b = surface(prediction == number), surface(truth == number)
         matrix = cdist(a * SPACING, b * SPACING)
         there, back = matrix.min(1), matrix.min(0)
-        assert ours[number - 1]["hd95_mm"] == pytest.approx(max(np.percentile(d, 95) for d in (there, back)), rel=1e-5)
+        assert ours[number - 1]["hd95_mm"] == pytest.approx(
+            max(np.percentile(d, 95) for d in (there, back)), rel=1e-5
+        )
         assert ours[number - 1]["asd_mm"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
         matrix = cdist(a, b)
         there, back = matrix.min(1), matrix.min(0)
@@ -129,7 +140,9 @@ def test_overlap_against_simpleitk(seed):
 @pytest.mark.filterwarnings("ignore")
 def test_cropping_changes_nothing():
     prediction, truth = (np.pad(blobs(seed), ((30, 2), (0, 9), (4, 4))) for seed in (1, 2))
-    channels = [torch.from_numpy(np.stack([x == n for n in range(3)]))[None].float() for x in (prediction, truth)]
+    channels = [
+        torch.from_numpy(np.stack([x == n for n in range(3)]))[None].float() for x in (prediction, truth)
+    ]
     hd95 = compute_hausdorff_distance(*channels, percentile=95, spacing=list(SPACING))[0]
     asd = compute_average_surface_distance(*channels, symmetric=True, spacing=list(SPACING))[0]
     for row in score(prediction, truth, SPACING, 3)[:2]:
@@ -148,14 +161,16 @@ def test_score_refuses_what_it_cannot_measure():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Truths of two cases at 1 x 2 x 3 mm, a third without truth, and a folder of labels for the first two."""
+    """Truths of two cases at 1 x 2 x 3 mm, a third without, and a folder of labels for the first two."""
     cases = []
     for name, start in (("a", (8, 8, 8)), ("b, second", (6, 8, 8)), ("c", None)):
         truth = tmp_path / f"{name}-truth.nii.gz"
         if start:
             nibabel.save(nibabel.Nifti1Image(cube(start), np.diag([*SPACING, 1])), truth)
         cases.append(Case(name, tmp_path / f"{name}.nii.gz", truth if start else None, "pool"))
-        nibabel.save(nibabel.Nifti1Image(cube((8, 8, 9)), np.diag([*SPACING, 1])), tmp_path / f"{name}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(cube((8, 8, 9)), np.diag([*SPACING, 1])), tmp_path / f"{name}.nii.gz"
+        )
     (tmp_path / "c.nii.gz").unlink()
     return tmp_path, cases, SimpleNamespace(num_classes=2, hdf5_spacing=None)
 
@@ -178,7 +193,9 @@ def test_a_label_already_scored_is_not_scored_again(folder, monkeypatch):
     monkeypatch.setattr(metrics, "score", lambda *a, **k: pytest.fail("scored twice"))
     second = evaluate_folder(path, cases, cohort, split="pool", round=1, stage="refined", known=known)
     assert [values(row) for row in second] == [values(row) for row in first]
-    assert {row["stage"] for row in second} == {"refined"} and {row["stage"] for row in first} == {"predicted"}
+    assert {row["stage"] for row in second} == {"refined"} and {row["stage"] for row in first} == {
+        "predicted"
+    }
 
 
 def test_evaluate_folder_names_the_case_that_does_not_fit(folder):

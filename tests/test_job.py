@@ -1,0 +1,260 @@
+"""The whole job on a phantom cohort: every shipped config, the two ways to start it, and what it writes."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import semisam_o1
+from semisam_o1.cli import main
+from semisam_o1.encoders import SAMMed3DEncoder
+
+CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+SMALL = {  # volumes and schedules that take seconds
+    "feature_voxels": 12000,
+    "train_voxels": 6000,
+    "max_iterations": 4,
+    "iterations_per_epoch": 2,
+    "num_rounds": 2,
+    "knn_k": 2,
+    "uncertainty_quantile": 0.5,
+}
+
+
+def small(**more) -> list[str]:
+    """SMALL and ``more`` as the command line takes them."""
+    return ["--set", *(f"{name}={json.dumps(value)}" for name, value in (SMALL | more).items())]
+
+
+def bundle(run_id: str, config: Path, **ids) -> subprocess.CompletedProcess:
+    """``python -m monai.bundle run``, as a user types it."""
+    said = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(config), *said]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def labels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def assert_same_labels(one: Path, other: Path) -> None:
+    first, second = labels(one), labels(other)
+    assert first and first.keys() == second.keys()
+    for name, label in first.items():
+        np.testing.assert_array_equal(label, second[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def run(phantom_dir, tmp_path_factory) -> Path:
+    """A finished run by the command line."""
+    output = tmp_path_factory.mktemp("job") / "run"
+    assert main(["run", str(phantom_dir), "--output", str(output), "--device", "cpu", *small()]) == 0
+    return output
+
+
+def test_writes_what_the_readme_names(run, phantom_dir):
+    pool = {"template": 1, "pool": 2}["pool"]
+    assert len(labels(run / "pseudo_labels")) == pool
+    assert len(labels(run / "round_0" / "labels")) == pool
+    for number in (1, 2):
+        folder = run / f"round_{number}"
+        assert set(torch.load(folder / "model.pt", weights_only=True))
+        assert len(labels(folder / "predictions")) == len(labels(folder / "uncertainty")) == pool + 2  # val, test
+    assert len(labels(run / "round_1" / "labels")) == pool
+    assert not (run / "round_2" / "labels").exists()  # the last round is not refined
+    assert_same_labels(run / "pseudo_labels", run / "pseudo_labels")
+    assert "<html" in (run / "report.html").read_text().lower()
+    assert not list(run.rglob("*partial*"))
+
+
+def test_labels_lie_on_their_scans(run, phantom_dir):
+    for path in (run / "pseudo_labels").glob("*.nii.gz"):
+        label, scan = nibabel.load(path), nibabel.load(phantom_dir / "images" / path.name)
+        assert label.get_data_dtype() == np.uint8 and label.shape == scan.shape
+        for field in ("sform_code", "qform_code", "pixdim", "xyzt_units"):
+            np.testing.assert_array_equal(label.header[field], scan.header[field], err_msg=field)
+        np.testing.assert_array_equal(label.affine, scan.affine)
+
+
+def test_tables(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert list(rows[0]) == "case split round stage class dice jaccard hd95_mm asd_mm".split()
+    assert {(r["split"], r["round"], r["stage"]) for r in rows} == {
+        ("pool", "0", "copied"), ("pool", "0", "propagated"),
+        ("pool", "1", "predicted"), ("pool", "1", "refined"), ("pool", "2", "predicted"),
+        ("val", "1", "predicted"), ("val", "2", "predicted"), ("test", "1", "predicted"), ("test", "2", "predicted"),
+    }  # fmt: skip
+    review = list(csv.DictReader((run / "review.csv").open()))
+    assert [list(row) for row in review] == [["case", "uncertainty", "predicted_dice"]] * 2
+    assert float(review[0]["uncertainty"]) >= float(review[1]["uncertainty"])
+
+
+def test_run_json_holds_settings_stages_and_versions(run, phantom_dir):
+    record = json.loads((run / "run.json").read_text())
+    settings = record["settings"]
+    assert settings["max_iterations"] == 4 and settings["preset"] == "quick" and settings["seed"] == 1337
+    assert settings["dataset_dir"] == str(phantom_dir) and settings["train_spacing"] > 0
+    assert record["template"] and record["set_aside"] == {} and record["versions"]["torch"] == torch.__version__
+    stages = [stage["stage"] for stage in record["stages"]]
+    assert stages[:3] == ["features", "propagation", "round 1: training"] and stages[-1] == "evaluation"
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_mib"] > 0 for stage in record["stages"])
+
+
+def test_bundle_writes_the_same_labels_as_the_command_line(run, phantom_dir, tmp_path):
+    done = bundle(
+        "training", CONFIGS / "train.json", dataset_dir=phantom_dir, output_dir=tmp_path / "run", device="cpu", **SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_labels(run / "pseudo_labels", tmp_path / "run" / "pseudo_labels")
+
+
+def test_another_seed_writes_other_labels(run, phantom_dir, tmp_path):
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), "--seed", "7", *small(num_rounds=1)]) == 0
+    ours, theirs = labels(run / "round_1" / "predictions"), labels(tmp_path / "round_1" / "predictions")
+    assert any((ours[name] != theirs[name]).any() for name in ours)
+
+
+def test_run_is_round_0_and_one_trainer(phantom_dir, tmp_path):
+    done = bundle("run", CONFIGS / "train.json", dataset_dir=phantom_dir, output_dir=tmp_path, device="cpu", **SMALL)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "round_1" / "model.pt").is_file() and labels(tmp_path / "round_0" / "labels")
+    assert not (tmp_path / "round_1" / "predictions").exists()
+
+
+def test_trained_bundle_labels_a_new_scan_like_predict(run, phantom_dir, tmp_path):
+    scan = next((phantom_dir / "images").glob("*"))
+    new = tmp_path / "new" / scan.name
+    new.parent.mkdir()
+    shutil.copyfile(scan, new)
+    trained = run / "bundle"
+    done = bundle(
+        "run", trained / "configs" / "inference.json",
+        bundle_root=trained, dataset_dir=new.parent, output_dir=tmp_path / "by_bundle", device="cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert main(["predict", str(new), "--run", str(run), "--output", str(tmp_path / "by_command")]) == 0
+    assert_same_labels(tmp_path / "by_bundle" / "labels", tmp_path / "by_command" / "labels")
+    assert len(labels(tmp_path / "by_command" / "uncertainty")) == 1
+    assert len((tmp_path / "by_command" / "uncertainty.csv").read_text().splitlines()) == 2
+
+
+def test_trained_bundle_names_the_classes(run):
+    metadata = json.loads((run / "bundle" / "configs" / "metadata.json").read_text())
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    assert output["num_channels"] == len(output["channel_def"]) == 3
+    assert output["channel_def"]["0"] == "background"
+
+
+def test_hdf5_layout_by_the_command_line(phantom_h5_dir, tmp_path):
+    assert main(["run", str(phantom_h5_dir), "--output", str(tmp_path), *small(num_rounds=1)]) == 0
+    import h5py
+
+    for name, label in labels(tmp_path / "pseudo_labels").items():
+        with h5py.File(phantom_h5_dir / "data" / name.replace(".nii.gz", ".h5")) as file:
+            assert label.shape == file["image"].shape
+
+
+def test_features_are_not_computed_again(phantom_dir, tmp_path, caplog):
+    arguments = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small()]
+    assert main(arguments) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
+    assert main(arguments) == 0
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
+    assert not (tmp_path / "round_1").exists() and not (tmp_path / "bundle").exists()
+    assert labels(tmp_path / "pseudo_labels") and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_propagate_to_another_split(phantom_dir, tmp_path, split):
+    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), "--split", split, *small()]) == 0
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert {row["split"] for row in rows} == {split} and len(labels(tmp_path / "pseudo_labels")) == 1
+
+
+def test_evaluate_predicts_what_is_missing(run, phantom_dir, tmp_path, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    test_case = (phantom_dir / "test.txt").read_text().split()[0]
+    (copied / "round_2" / "predictions" / f"{test_case}.nii.gz").unlink()
+    assert main(["evaluate", str(copied), str(phantom_dir), "--split", "test"]) == 0
+    assert "test" in capsys.readouterr().out
+    assert_same_labels(run / "round_2" / "predictions", copied / "round_2" / "predictions")
+
+
+def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
+    assert main(["validate", str(phantom_dir)]) == 0
+    assert "pool" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["copy", "prototype"])
+def test_other_propagations_by_setting(phantom_dir, tmp_path, method):
+    name = f"propagation#method#_target_=semisam_o1.propagation.{method}"
+    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), *small(), "--set", name]) == 0
+
+
+def test_standard_preset(phantom_dir, tmp_path):
+    """The published network on patches as small as it takes."""
+    extra = small(patch_size=[32, 32, 16], num_rounds=1, max_iterations=2)
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), "--preset", "standard", *extra]) == 0
+
+
+@pytest.fixture(scope="module")
+def sam_weights(tmp_path_factory) -> Path:
+    """Random weights in the form of the released checkpoint: for the plumbing alone."""
+    path = tmp_path_factory.mktemp("weights") / "sam_med3d_turbo.pth"
+    state = SAMMed3DEncoder().state_dict()
+    torch.save({"model_state_dict": {f"image_encoder.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+def test_sam_med3d_encoder(phantom_dir, tmp_path, sam_weights):
+    extra = small(pretrained_ckpt=str(sam_weights))
+    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), "--encoder", "sam_med3d", *extra]) == 0
+
+
+def test_sam_med3d_without_weights_says_what_to_put_where(phantom_dir, tmp_path, capsys):
+    extra = small(pretrained_ckpt=str(tmp_path / "sam_med3d_turbo.pth"))
+    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), "--encoder", "sam_med3d", *extra]) == 2
+    said = capsys.readouterr().err
+    assert "sam_med3d_turbo.pth" in said and "mind" in said and "Traceback" not in said
+
+
+def test_paper_preset(phantom_dir, tmp_path, sam_weights):
+    files = [str(CONFIGS / "train.json"), str(CONFIGS / "presets" / "paper.json")]
+    ids = {k: v for k, v in SMALL.items() if k not in ("train_voxels", "feature_voxels")}
+    ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "pretrained_ckpt": sam_weights, "device": "cpu"}
+    done = bundle("training", str(files), dataset_dir=phantom_dir, output_dir=tmp_path, **ids)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "round_1" / "round1_best.pth").is_file()
+    chosen = torch.load(tmp_path / "round_1" / "round1_best.pth", weights_only=True)
+    chosen, kept = chosen.get("model", chosen), torch.load(tmp_path / "round_1" / "model.pt", weights_only=True)
+    assert all(torch.equal(chosen[name], kept[name]) for name in kept)
+
+
+def test_method_overlay_is_the_default(run, phantom_dir, tmp_path):
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), "--method", "mean_teacher", *small()]) == 0
+    assert_same_labels(run / "pseudo_labels", tmp_path / "pseudo_labels")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "max_iteration=3"], "no id 'max_iteration'"),
+        (["--set", "max_iterations"], "ID=VALUE"),
+        (["--method", "magic"], "no method 'magic'"),
+        (["--template", "nobody"], "nobody"),
+        (["--device", "cuda:7"], "cuda:7"),
+    ],
+)
+def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments, said):
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path / "run"), *arguments]) == 2
+    message = capsys.readouterr()
+    assert said in message.err + message.out and "Traceback" not in message.err
+    assert not (tmp_path / "run" / "round_0").exists()
