@@ -60,6 +60,11 @@ def frame_rotation(affine: Affine) -> torch.Tensor:
     return torch.tensor(u @ v, dtype=torch.float32)
 
 
+def turn_between(scan: Affine, template: Affine) -> torch.Tensor:
+    """The rotation (3, 3) from scan to template positions if both were stored in the same pose, whatever they say."""
+    return frame_rotation(template) @ frame_rotation(scan).T
+
+
 def pooled(tokens: Tokens, factor: int) -> Tokens:
     """Mean over cubes of ``factor`` tokens a side, the grid's middle kept: (C, H, W, D) -> (C, H/f, W/f, D/f)."""
     if factor == 1:
@@ -97,7 +102,7 @@ def align(
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
-        turn: (3, 3); where the scan's stored axes stand oblique, the turn that would set them upright, tried too.
+        turn: (3, 3); another pose to start from, see `turn_between`: the stored axes may tell more than the world's.
         starts, refined, iterations, seed: how many are drawn, kept, the steps for each, and the draw.
     """
     factor = max(1, round((template[0].numel() / POOLED_VOXELS) ** (1 / 3)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import logging.config
 import sys
 from pathlib import Path
 
@@ -18,7 +17,6 @@ CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 when done, 2 when the command or the data cannot be used; no traceback for those."""
     options = parser().parse_args(arguments)
-    logging.config.fileConfig(CONFIGS / "logging.conf", disable_existing_loggers=False)
     try:
         return options.action(options) or 0
     except (DatasetError, FileNotFoundError) as error:
@@ -127,8 +125,9 @@ def overrides(options: argparse.Namespace) -> dict:
 def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "train"):
     from monai.bundle import ConfigWorkflow
 
-    said = dict(said)
-    workflow = ConfigWorkflow([str(f) for f in files], logging_file=False, run_id=run_id, workflow_type=workflow_type)
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of overlays in folders
+    log_file = str(CONFIGS / "logging.conf")
+    workflow = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
     for name in said:
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
             known = ", ".join(sorted(k for k in workflow.parser.get() if not k.startswith("_")))

@@ -16,7 +16,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
-from semisam_o1.alignment import frame_rotation
+from semisam_o1.alignment import turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.export import write_confidence, write_entropy, write_label, write_text, write_weights
 from semisam_o1.features import Features, FeatureStore
@@ -87,7 +87,7 @@ def propagation_engine(
     def process(engine: Engine, case: Case) -> dict | None:
         try:
             found = store.load(case.name)
-            turn = frame_rotation(found.scan.affine).T @ frame_rotation(templates[0][1].scan.affine)
+            turn = turn_between(found.scan.affine, templates[0][1].scan.affine)
             probabilities = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
             probabilities = to_grid(probabilities, found.affine, found.scan)
             floor = to_grid(copy(references, found.tokens), found.affine, found.scan)

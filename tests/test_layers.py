@@ -29,6 +29,7 @@ LAYERS = (
         "metrics",
         "networks",
         "phantoms",
+        "pictures",
         "stopwatch",
         "trained",
         "transforms",

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from semisam_o1.metrics import MEASURES, write_csv
-from semisam_o1.reports import case_picture, class_colour, montage, to_ras, write_report
+from semisam_o1.pictures import case_picture, class_colour, montage, to_ras
+from semisam_o1.reports import write_report
 from semisam_o1.types import Case
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])

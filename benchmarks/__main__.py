@@ -1,0 +1,26 @@
+"""``python -m benchmarks NAME ...``: figures that tests must not hold, each with its rivals in the same run."""
+
+import argparse
+
+from benchmarks import propagation
+
+BENCHMARKS = {"propagation": propagation}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    commands = parser.add_subparsers(metavar="NAME")
+    for name, module in BENCHMARKS.items():
+        command = commands.add_parser(name, help=module.__doc__.splitlines()[0])
+        module.options(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args()
+    if hasattr(options, "run"):
+        options.run(options)
+        return
+    for name in BENCHMARKS:  # `make bench` with nothing said: all of them, on made-up data
+        defaults = parser.parse_args([name])
+        defaults.run(defaults)
+
+
+main()
