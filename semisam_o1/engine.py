@@ -21,7 +21,7 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.export import write_confidence, write_entropy, write_label, write_text, write_weights
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.propagation import Reference, copy
-from semisam_o1.refinement import entropy, uncertain, volume_votes, vote_labels
+from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
 from semisam_o1.transforms import Grid, case_grid, label_chain, read_volume, to_grid
 from semisam_o1.types import Case
 
@@ -123,12 +123,16 @@ def refinement_engine(
     round_dir: str | Path,
     knn_k: int = 5,
     uncertainty_quantile: float = 0.9,
+    guard: str | Path | None = None,
     handlers: Sequence = (),
 ) -> Engine:
     """An engine that runs over the pool and writes ``round_dir/labels``: predictions, those unsure put to the vote.
 
     The published, volume-level refinement: see `refinement.uncertain`, `volume_votes`, `vote_labels`. Templates are
     certain and vote with their own labels. ``engine.state.replaced`` names the cases whose label changed.
+
+    Where ``guard`` names the folder of round 0's labels, a vote that agrees less with the template carried there than
+    the prediction does is turned down: unaligned votes blur anatomy, and one bad label in ten spoils a round.
     """
     folder = Path(round_dir)
     uncertainty = UncertaintyList(folder / "uncertainty.csv").read()
@@ -138,21 +142,25 @@ def refinement_engine(
     unsure = uncertain([uncertainty[case.name] for case in pool], uncertainty_quantile)
     certain = np.concatenate([np.ones(len(cohort.templates), bool), ~unsure])
 
-    def label_of(case: Case) -> torch.Tensor:
-        template = case in cohort.templates
-        path = case.label if template else folder / "predictions" / f"{case.name}.nii.gz"
+    def label_of(case: Case, predictions: Path = folder / "predictions") -> torch.Tensor:
+        path = case.label if case in cohort.templates else predictions / f"{case.name}.nii.gz"
         return read_volume(path, "label", cohort.hdf5_spacing).as_tensor()[0]
 
     def process(engine: Engine, case: Case) -> dict:
         place = voters.index(case)
         source, target = folder / "predictions" / f"{case.name}.nii.gz", folder / "labels" / f"{case.name}.nii.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
         found, weights = volume_votes(descriptors, certain, descriptors[place], knn_k)
         if certain[place] or not len(found):
-            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             return {"case": case.name, "replaced": False}
         grid = cohort.grid(case)
         label = vote_labels([label_of(voters[i]) for i in found], weights, grid.shape, cohort.num_classes)
+        if guard is not None:
+            carried = label_of(case, Path(guard))
+            if mean_dice(label, carried, cohort.num_classes) < mean_dice(label_of(case), carried, cohort.num_classes):
+                shutil.copyfile(source, target)
+                return {"case": case.name, "replaced": False}
         write_label(target, label.numpy(), case.image, grid)
         engine.state.replaced.append(case.name)
         return {"case": case.name, "replaced": True}

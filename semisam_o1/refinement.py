@@ -50,3 +50,13 @@ def vote_labels(labels: Sequence[torch.Tensor], weights: Sequence[float], shape:
         resized = F.interpolate(label[None, None].float(), tuple(shape), mode="nearest")[0, 0].long()
         total.scatter_add_(0, resized[None], torch.full((1, *shape), float(weight)))
     return total.argmax(0)
+
+
+def mean_dice(one: torch.Tensor, other: torch.Tensor, num_classes: int) -> float:
+    """Mean Dice over the foreground classes of two labels (H, W, D); a class that both lack counts 1."""
+    overlaps = []
+    for number in range(1, num_classes):
+        a, b = one == number, other == number
+        total = float(a.sum() + b.sum())
+        overlaps.append(2 * float((a & b).sum()) / total if total else 1.0)
+    return sum(overlaps) / len(overlaps)

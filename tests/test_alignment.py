@@ -94,7 +94,10 @@ def test_frame_rotation_of_a_reoriented_scan_is_the_same():
 
 def test_turn_between_brings_both_scans_into_one_pose():
     turns = {"scan": (10, 20, -15), "template": (-25, 5, 8)}
-    affines = [grid_affine((10, 12, 14), 1.0, "LPS", turns["scan"]), grid_affine((9, 9, 9), 2.0, "PSR", turns["template"])]
+    affines = [
+        grid_affine((10, 12, 14), 1.0, "LPS", turns["scan"]),
+        grid_affine((9, 9, 9), 2.0, "PSR", turns["template"]),
+    ]
     found = turn_between(*affines).double()
     scan, template = (Rotation.from_euler("xyz", turn, degrees=True).as_matrix() for turn in turns.values())
     for direction in np.eye(3):  # of the upright body: seen by the scan, then by the template
@@ -227,7 +230,9 @@ def test_deform_finds_a_known_displacement_again(matrix):
     to_template = AffineMap(matrix, torch.zeros(3))
     points = centred_points(SIDES, STEP)
     extent = torch.tensor(SIDES) * STEP
-    waves = torch.stack([torch.cos(2 * torch.pi * points[..., (axis + 1) % 3] / extent[0]) for axis in range(3)], -1)
+    waves = torch.stack(
+        [torch.cos(2 * torch.pi * points[..., (axis + 1) % 3] / extent[0]) for axis in range(3)], -1
+    )
     truth = torch.tensor([3.0, -2.0, 2.5]) * waves  # mm
     scan = seen_at(template, to_template(points) + truth)
     before = float((sample(template, to_template(points), STEP) - scan).square().mean())

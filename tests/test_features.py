@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from semisam_o1.encoders import Encoder, mind
+from semisam_o1.encoders.sam_med3d import normalise_foreground
 from semisam_o1.features import FeatureStore, TokenInferer, encoder_key
 from semisam_o1.phantoms import grid_affine
 from semisam_o1.transforms import Grid
@@ -118,7 +119,9 @@ def test_a_batched_affine_and_none():
     volume = ramps((16, 16, 16), np.eye(4))[0]
     volume.meta["affine"] = torch.as_tensor(np.diag([2.0, 3, 4, 1]))[None]
     batched, plain = TokenInferer()(volume, stub()), TokenInferer()(volume.as_tensor(), stub())
-    np.testing.assert_allclose(batched.affine, np.diag([16, 24, 32, 1]) + np.array([[0, 0, 0, n] for n in (7, 10.5, 14, 0)]))
+    np.testing.assert_allclose(
+        batched.affine, np.diag([16, 24, 32, 1]) + np.array([[0, 0, 0, n] for n in (7, 10.5, 14, 0)])
+    )
     np.testing.assert_allclose(plain.affine[:3, 3], 3.5)
 
 
@@ -134,7 +137,9 @@ def test_other_crops_are_refused():
         TokenInferer(crop="middle")
 
 
-@pytest.mark.xfail(strict=True, reason="rounding of the overlap: windows of 30 voxels start 17, not 18, apart")
+@pytest.mark.xfail(
+    strict=True, reason="1 - step / window rounds: windows of 55 start 29, not 30, voxels apart"
+)
 def test_windows_start_on_whole_tokens_whatever_the_sizes():
     """The share of a window is no exact fraction here, and MONAI cuts what the rounding leaves."""
     for patch, window, overlap in ((5, 55, 0.5), (2, 6, 0.6)):
@@ -157,7 +162,9 @@ GRID = Grid(grid_affine((20, 22, 24), (1, 2, 3), "LPS", (5, 0, 9)), (20, 22, 24)
 
 
 def tokens_and_affine():
-    tokens = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(6.0).reshape(6, 1, 1, 1)
+    tokens = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(6.0).reshape(
+        6, 1, 1, 1
+    )
     return tokens, grid_affine((3, 4, 5), 2.5)
 
 
@@ -202,7 +209,9 @@ def test_the_descriptor_is_the_mean_of_unit_length(tmp_path, case):
 def test_a_case_without_features_says_what_to_do(tmp_path, case):
     store = FeatureStore(tmp_path / "features", stub(), 1.5)
     assert store.missing([case]) == [case]
-    with pytest.raises(FileNotFoundError, match="case case.01: no features in .*features; run the stage 'features' first"):
+    with pytest.raises(
+        FileNotFoundError, match="case case.01: no features in .*features; run the stage 'features' first"
+    ):
         store.load("case.01")
 
 
@@ -248,7 +257,17 @@ class Weighted(nn.Module):
     ids=lambda change: next(iter(change)),
 )
 def test_other_settings_or_weights_make_features_stale(tmp_path, case, change):
-    def store(spacing=1.5, dtype="float16", settings="", name="e", patch=1, window=None, normalise=None, weight=0.5, width=3):
+    def store(
+        spacing=1.5,
+        dtype="float16",
+        settings="",
+        name="e",
+        patch=1,
+        window=None,
+        normalise=None,
+        weight=0.5,
+        width=3,
+    ):
         network = Weighted(width)
         network.conv.weight.data[0, 0, 0, 0, 0] = weight
         encoder = Encoder(network, name, patch, window, normalise)
@@ -260,38 +279,37 @@ def test_other_settings_or_weights_make_features_stale(tmp_path, case, change):
 
 
 def test_settings_of_an_encoder_without_weights_count():
-    keys = [encoder_key(mind(**s)) for s in ({}, {"dilations": (1, 2)}, {"boxes": (3, 7)}, {"statistics_weight": 1.0})]
+    keys = [
+        encoder_key(mind(**s))
+        for s in ({}, {"dilations": (1, 2)}, {"boxes": (3, 7)}, {"statistics_weight": 1.0})
+    ]
     assert len(set(keys)) == 4
     assert encoder_key(mind()) == keys[0]
 
 
 PROGRAM = """
+from torch import nn
 from semisam_o1.encoders import Encoder, mind
 from semisam_o1.encoders.sam_med3d import normalise_foreground
 from semisam_o1.features import encoder_key
-print({what})
+print(encoder_key(mind()), encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground)))
 """
 
 
-def key_elsewhere(what):
-    """An encoder's key as another process works it out."""
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(what=what)], capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
+@pytest.fixture(scope="module")
+def keys_elsewhere():
+    """The keys of two encoders as another process works them out."""
+    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    return run.stdout.split()
 
 
-def test_the_key_is_the_same_in_another_process():
-    assert key_elsewhere("encoder_key(mind())") == encoder_key(mind())
+def test_the_key_is_the_same_in_another_process(keys_elsewhere):
+    assert keys_elsewhere[0] == encoder_key(mind())
 
 
 @pytest.mark.xfail(strict=True, reason="encoder_key takes in the address of the function `normalise`")
-def test_the_key_of_an_encoder_that_normalises_is_the_same_in_another_process():
-    from semisam_o1.encoders.sam_med3d import normalise_foreground
-
-    here = encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground))
-    what = "encoder_key(Encoder(__import__('torch').nn.AvgPool3d(2), 's', 2, 4, normalise_foreground))"
-    assert key_elsewhere(what) == here
+def test_the_key_of_an_encoder_that_normalises_is_the_same_in_another_process(keys_elsewhere):
+    assert keys_elsewhere[1] == encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground))
 
 
 def test_the_key_of_a_case_takes_in_its_bytes(tmp_path, case):

@@ -9,7 +9,10 @@ from semisam_o1.neighbours import k_means, nearest
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_nearest_is_brute_force(dtype):
     rng = np.random.default_rng(0)
-    references, queries = rng.standard_normal((200, 7)).astype(dtype), rng.standard_normal((50, 7)).astype(dtype)
+    references, queries = (
+        rng.standard_normal((200, 7)).astype(dtype),
+        rng.standard_normal((50, 7)).astype(dtype),
+    )
     squared = ((queries[:, None] - references[None]) ** 2).sum(-1)
     distance, index = nearest(references, queries, 5)
     assert distance.shape == index.shape == (50, 5)

@@ -28,10 +28,20 @@ class MeanTeacher:
 
     The teacher is Ignite's `EMAHandler` with alpha = min(1 - 1/(i+1), ``alpha``), i from 0, in train mode (its
     dropout acts) as published. After training it is the averaged network that predicts: see ``teacher``.
+
+    Where ``horizon`` is given, alpha is at most 1 - 1/(horizon x I) too, I the iterations to run: in a short training
+    an average over the last 100 of them still holds the beginner.
     """
 
-    def __init__(self, network: nn.Module, loss: MeanTeacherLoss, alpha: float = 0.99, noise: float = 0.1):
-        self.loss, self.alpha, self.noise = loss, alpha, noise
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: MeanTeacherLoss,
+        alpha: float = 0.99,
+        noise: float = 0.1,
+        horizon: float | None = None,
+    ):
+        self.loss, self.alpha, self.noise, self.horizon = loss, alpha, noise, horizon
         self.average = EMAHandler(network, momentum=1 - alpha, handle_buffers="ema_train")
 
     @property
@@ -55,4 +65,8 @@ class MeanTeacher:
 
     def set_momentum(self, engine: Engine) -> None:
         # Ignite's momentum is the new weights' share: 1 - alpha.
-        engine.state.ema_momentum = max(1 / engine.state.iteration, 1 - self.alpha)
+        share = max(1 / engine.state.iteration, 1 - self.alpha)
+        if self.horizon is not None:
+            iterations = engine.state.max_epochs * engine.state.epoch_length
+            share = max(share, min(1.0, 1 / (self.horizon * iterations)))
+        engine.state.ema_momentum = share

@@ -21,7 +21,9 @@ def plain_ssc(image, dilation):
     def value(place):
         return image[tuple(np.clip(place, 0, np.array(shape) - 1))]
 
-    steps = [np.array(s) * dilation for s in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))]
+    steps = [
+        np.array(s) * dilation for s in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
+    ]
     pairs = [(i, j) for i, j in itertools.combinations(range(6), 2) if (steps[i] + steps[j]).any()]
     squared = np.zeros((len(pairs), *shape))
     for place in np.ndindex(shape):
@@ -53,7 +55,7 @@ def test_mind_ssc_is_the_plain_formula(dilation):
 
 
 def test_mind_ssc_of_a_ramp_by_hand():
-    """Along x alone intensities rise by 1 a voxel: the pairs of two neighbours off the axis see no difference."""
+    """Intensities rise by 1 a voxel along x: pairs of two neighbours off that axis see no difference."""
     ramp = torch.arange(12.0).reshape(1, 1, 12, 1, 1).expand(1, 1, 12, 9, 9).contiguous()
     found = mind_ssc(ramp, 1)[0, :, 6, 4, 4]
     # differences: 1 where one of the two lies on the axis (8 of 12), 0 elsewhere; their mean is 2/3
