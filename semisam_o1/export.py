@@ -15,6 +15,12 @@ import torch
 from semisam_o1.transforms import NIFTI_SUFFIXES, Grid
 
 
+GEOMETRY = (
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the name ``path`` when the block ends well and goes otherwise."""
@@ -68,12 +74,9 @@ def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, sl
     image = nibabel.Nifti1Image(array, grid.affine)
     if str(scan).lower().endswith(NIFTI_SUFFIXES):
         source = nibabel.load(scan).header
-        image.header.set_qform(source.get_qform(), int(source["qform_code"]))
-        image.header.set_sform(source.get_sform(), int(source["sform_code"]))
-        if not int(source["sform_code"]) and not int(source["qform_code"]):
-            image.header.set_sform(None, 0)
-        image.header["pixdim"][1:4] = source["pixdim"][1:4]
-        image.header.set_xyzt_units(*source.get_xyzt_units())
+        for field in GEOMETRY:  # as stored, also where a code says that a form is not to be used
+            image.header[field] = source[field]
+        image.header["pixdim"][:4] = source["pixdim"][:4]
     else:
         image.header.set_xyzt_units("mm")
     if slope is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import CommonKeys as Keys
 
 from semisam_o1.encoders.base import Encoder
+from semisam_o1.export import whole
 from semisam_o1.transforms import Grid
 from semisam_o1.types import Affine, Case, Tokens
 
@@ -90,14 +90,12 @@ class FeatureStore:
     def save(self, case: Case, tokens: Tokens, affine: Affine, scan: Grid) -> None:
         """Write one case: tokens (C, H', W', D') and their affine, beside the scan's own grid."""
         descriptor = F.normalize(tokens.float().mean((1, 2, 3)), dim=0)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.path(case.name).with_suffix(".partial")
-        with h5py.File(aside, "w") as file:
+        key = self.key(case)
+        with whole(self.path(case.name)) as aside, h5py.File(aside, "w") as file:
             file.create_dataset("tokens", data=tokens.cpu().numpy().astype(self.dtype), chunks=(1, *tokens.shape[1:]))
             file["affine"], file["descriptor"] = np.asarray(affine, float), descriptor.cpu().numpy()
             file["scan_affine"], file["scan_shape"] = np.asarray(scan.affine, float), np.asarray(scan.shape, int)
-            file.attrs.update(key=self.key(case), encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, format=FORMAT)
-        os.replace(aside, self.path(case.name))
+            file.attrs.update(key=key, encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, format=FORMAT)
 
     def load(self, name: str) -> Features:
         """One case from disk.
@@ -123,13 +121,20 @@ class FeatureStore:
 
 def encoder_key(encoder: Encoder) -> str:
     """SHA-256 over an encoder's structure and weights."""
-    digest = hashlib.sha256(f"{encoder.name} {encoder.patch_size} {encoder.input_size} {encoder.normalise}".encode())
+    digest = hashlib.sha256(f"{encoder.name} {encoder.patch_size} {encoder.input_size} {named(encoder.normalise)}".encode())
     network = encoder.network
     plain = {k: v for k, v in vars(network).items() if not k.startswith("_") and k != "training"}
     digest.update(f"{type(network).__qualname__} {network} {sorted(plain.items())}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def named(function) -> str:
+    """A function's name, which stays the same from one process to the next as its text does not."""
+    if function is None:
+        return "none"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 class TokenInferer(Inferer):
@@ -162,7 +167,8 @@ class TokenInferer(Inferer):
             tokens = network(volume)
         else:
             step = max(patch, round(window * (1 - self.overlap) / patch) * patch)  # windows start on whole tokens
-            slide = SlidingWindowInferer(window, self.sw_batch_size, overlap=1 - step / window, mode="gaussian")
+            overlap = max(0.0, 1 - (step + 0.5) / window)  # MONAI rounds window x (1 - overlap) down: to the step
+            slide = SlidingWindowInferer(window, self.sw_batch_size, overlap=overlap, mode="gaussian")
             tokens = slide(volume, network)
         place = np.eye(4)
         place[:3, :3] *= patch

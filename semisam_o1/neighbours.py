@@ -20,8 +20,8 @@ def nearest(references: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.nda
 def k_means(vectors: np.ndarray, k: int, seed: int = 0, iterations: int = 20) -> np.ndarray:
     """``k`` centres (k, d) of ``vectors`` (n, d), seeded; never more centres than vectors."""
     vectors = np.ascontiguousarray(vectors, np.float32)
-    clusters = faiss.Kmeans(
-        vectors.shape[1], min(k, len(vectors)), niter=iterations, seed=seed + 1, min_points_per_centroid=1
-    )
-    clusters.train(vectors)
-    return clusters.centroids
+    clusters = faiss.Clustering(vectors.shape[1], min(k, len(vectors)))
+    clusters.niter, clusters.seed, clusters.min_points_per_centroid = iterations, seed + 1, 1
+    centres = faiss.IndexFlatL2(vectors.shape[1])
+    clusters.train(vectors, centres)
+    return centres.reconstruct_n(0, centres.ntotal)  # faiss.Kmeans reads them by a type that SimpleITK redefines

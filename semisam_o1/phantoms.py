@@ -2,7 +2,7 @@
 
 The anatomy is a set of functions of a position in RAS millimetres, so that one case can be sampled on any
 grid: fine or anisotropic, flipped, oblique. Every case has the same layout, deformed by its own smooth
-displacement, rotation, scale and shift. Structures beside the organs have the organs' intensities, so that no
+displacement, rotation, scale and shift, its own texture, and organs of its own size. Structures beside the organs have the organs' intensities, so that no
 threshold finds them.
 """
 
@@ -65,7 +65,7 @@ def make_phantom(
     spacing: float | Sequence[float] = 1.0,
     affine: Affine | None = None,
     num_classes: int = 3,
-    noise: float = 0.03,
+    noise: float = 0.06,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One case sampled at the voxels of a grid: image (H, W, D) float32 and label (H, W, D) uint8.
 
@@ -99,7 +99,7 @@ def make_phantom(
 def tissue(points: np.ndarray, seed: int | None) -> np.ndarray:
     """The class number at each position: points (..., 3) in RAS mm, result (...) uint8."""
     at = layout(points, seed)
-    depths = np.stack([_depth(at, *organ[:2]) for organ in ORGANS])
+    depths = np.stack([_depth(at, *organ[:2]) for organ in organs_of(seed)])
     return np.where(depths.max(0) > 0, 1 + depths.argmax(0), 0).astype(np.uint8)
 
 
@@ -109,14 +109,25 @@ def intensity(points: np.ndarray, seed: int | None) -> np.ndarray:
     values = np.zeros(points.shape[:-1])
     for structure in (BODY, *OTHERS):
         values += (structure[2] - values) * _share(_depth(at, *structure[:2]))
-    first, second = (_depth(at, *organ[:2]) for organ in ORGANS)
+    first, second = (_depth(at, *organ[:2]) for organ in organs_of(seed))
     # the organs touch: the deeper of both wins, as in `tissue`
     among = _share(first - second)
     organs = among * ORGANS[0][2] + (1 - among) * ORGANS[1][2]
     values += (organs - values) * _share(np.maximum(first, second))
-    values += 0.045 * _waves(at, seed=5, wavelengths=(6, 12), count=16) * _share(_depth(at, *BODY[:2]))
+    values += 0.045 * _waves(at, seed=[5, *_key(seed)], wavelengths=(6, 12), count=16) * _share(_depth(at, *BODY[:2]))
     bias = 1 + 0.2 * _waves(points, seed=[6, *_key(seed)], wavelengths=(60, 120), count=3)
     return _brightness(seed) * values * (bias if seed is not None else 1)
+
+
+def organs_of(seed: int | None) -> tuple:
+    """The organs of a case, in the layout: where and how large they are varies beyond the body's deformation."""
+    if seed is None:
+        return ORGANS
+    rng = np.random.default_rng([3, *_key(seed)])
+    return tuple(
+        (np.add(centre, rng.normal(0, 0.6, 3)), np.multiply(radii, rng.normal(1, 0.07, 3).clip(0.85, 1.15)), value)
+        for centre, radii, value in ORGANS
+    )
 
 
 def layout(points: np.ndarray, seed: int | None) -> np.ndarray:

@@ -120,7 +120,7 @@ def nearest(
         band: reach of the band to both sides of the border, in label radii.
         max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
         channels: of the descriptors, by principal components, for alignment and deformation.
-        alignment, deformation: off, positions are those of the two grids laid middle on middle.
+        alignment, deformation: off, the template's grid is stretched over the scan's.
     """
     results, residuals = [], []
     for reference in references:

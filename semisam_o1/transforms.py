@@ -28,6 +28,7 @@ from monai.transforms import (
     MapTransform,
     NormalizeIntensityd,
     Orientationd,
+    Pad,
     ScaleIntensityRangePercentilesd,
     Spacingd,
     SpatialResample,
@@ -41,6 +42,7 @@ from semisam_o1.types import Affine, Case, Probabilities, Volume
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottom
 SUFFIXES = HDF5_SUFFIXES + NIFTI_SUFFIXES + ITK_SUFFIXES
 
 
@@ -211,7 +213,7 @@ class PublishedPadd(MapTransform):
             sides = data[key].shape[1:]
             if any(s <= p for s, p in zip(sides, self.patch_size)):
                 pads = [max((p - s) // 2 + 3, 0) for s, p in zip(sides, self.patch_size)]
-                data[key] = torch.nn.functional.pad(data[key], [n for pad in reversed(pads) for n in (pad, pad)])
+                data[key] = Pad([(0, 0), *((n, n) for n in pads)], mode="constant")(data[key])
         return data
 
 
@@ -234,7 +236,8 @@ def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor
     """
     sides = np.median([working_shape(grid, spacing) for grid in grids], axis=0)
     sides = np.maximum(np.ceil(sides / divisor), 2).astype(int) * divisor
-    while sides.prod() > max_voxels and sides.max() > 2 * divisor:
+    sides[sides.argmax()] = max(sides.max(), LONGEST_SIDE)
+    while sides.prod() > max_voxels and sides.max() > LONGEST_SIDE:
         sides[sides.argmax()] -= divisor
     return [int(n) for n in sides]
 
@@ -253,7 +256,7 @@ def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
     """
     extents = [np.prod(np.array(grid.shape[:3]) * grid.spacing) for grid in grids]
     finest = np.median([grid.spacing.min() for grid in grids])
-    return round(float(max((np.median(extents) / max_voxels) ** (1 / 3), finest)), 4)
+    return float(f"{max((np.median(extents) / max_voxels) ** (1 / 3), finest):.5g}")
 
 
 def case_grid(case: Case, hdf5_key: str = "image", hdf5_spacing=None) -> Grid:

@@ -137,9 +137,6 @@ def test_other_crops_are_refused():
         TokenInferer(crop="middle")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="1 - step / window rounds: windows of 55 start 29, not 30, voxels apart"
-)
 def test_windows_start_on_whole_tokens_whatever_the_sizes():
     """The share of a window is no exact fraction here, and MONAI cuts what the rounding leaves."""
     for patch, window, overlap in ((5, 55, 0.5), (2, 6, 0.6)):
@@ -307,7 +304,6 @@ def test_the_key_is_the_same_in_another_process(keys_elsewhere):
     assert keys_elsewhere[0] == encoder_key(mind())
 
 
-@pytest.mark.xfail(strict=True, reason="encoder_key takes in the address of the function `normalise`")
 def test_the_key_of_an_encoder_that_normalises_is_the_same_in_another_process(keys_elsewhere):
     assert keys_elsewhere[1] == encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground))
 
@@ -345,7 +341,6 @@ def test_a_save_that_fails_leaves_the_last_whole_file(tmp_path, case):
     assert store.missing([case]) == []
 
 
-@pytest.mark.xfail(strict=True, reason="FeatureStore.save leaves its .partial file when it fails")
 def test_a_save_that_fails_leaves_nothing_aside(tmp_path, case):
     store = filled(tmp_path, case)
     with pytest.raises(FileNotFoundError):

@@ -1,5 +1,8 @@
 """Exact search against brute force in numpy; seeded clusters."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,3 +61,15 @@ def test_never_more_centres_than_vectors():
     centres = k_means(vectors, 5)
     assert sorted(centres.tolist()) == [[0, 1], [1, 0]]
     np.testing.assert_allclose(k_means(vectors, 1), [[0.5, 0.5]])
+
+
+def test_k_means_beside_simpleitk():
+    """Both are wrapped by SWIG and share its table of types; in a process of its own, as imports stay."""
+    program = """
+import numpy as np
+from semisam_o1.neighbours import k_means
+import SimpleITK
+assert k_means(np.eye(2), 1).tolist() == [[0.5, 0.5]]
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

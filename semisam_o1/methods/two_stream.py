@@ -102,11 +102,15 @@ class TwoStreamLoss(nn.Module):
         """lambda at the present iteration."""
         if self.published_ramp:
             return self.consistency * gaussian_ramp(min(self.iteration // 150, 200) / 200)
-        return self.consistency * gaussian_ramp(self.iteration / (self.consistency_rampup * self.iterations))
+        return self.consistency * gaussian_ramp(self._share_of(self.consistency_rampup))
 
     def pseudo_weight(self) -> float:
         """mu at the present iteration."""
-        return min(1.0, self.iteration / (self.pseudo_rampup * self.iterations))
+        return min(1.0, self._share_of(self.pseudo_rampup))
+
+    def _share_of(self, rampup: float) -> float:
+        """How much of a ramp over ``rampup`` of all iterations is done; all of one of no length."""
+        return self.iteration / (rampup * self.iterations) if rampup else 1.0
 
     def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
         """What a method asks of the predictions beyond their labels; None where it asks nothing."""
