@@ -9,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-DEMO_ARGS ?=
+# Enough for made-up scans, in under five minutes on two cores.
+DEMO_ARGS ?= --rounds 2 --set max_iterations=650 learning_rate=0.005 pool_batch=1 train\#augmentation\#4\#prob=0.4
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
 import semisam_o1
-from semisam_o1.types import DatasetError
+from semisam_o1.types import DatasetError, UserError
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 
@@ -19,12 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.action(options) or 0
-    except (DatasetError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         print(f"semisam-o1: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:  # MONAI wraps what a component's constructor raises
         cause = error
-        while cause is not None and not isinstance(cause, (DatasetError, FileNotFoundError)):
+        while cause is not None and not isinstance(cause, (UserError, FileNotFoundError)):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
@@ -190,7 +191,10 @@ def _validate(options) -> None:
     names = ("dataset_dir", "template", "labeled_num", "num_classes", "image_key", "spacing")
     logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
     cohort = open_cohort(**{name: parse(name) for name in names})
-    print(validate_text(cohort, {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}))
+    workflow.parser["cohort"] = cohort  # checked once
+    settings = {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}
+    batch = math.prod(parse("patch_size")) * (parse("labelled_batch") + parse("pool_batch"))
+    print(validate_text(cohort, settings | {"batch_voxels": batch}))
 
 
 def _demo_data(options) -> None:

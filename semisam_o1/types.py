@@ -19,8 +19,12 @@ Tokens: TypeAlias = torch.Tensor  # (C, D', H', W'): one feature vector a place 
 Affine: TypeAlias = np.ndarray  # (4, 4) float64
 
 
-class DatasetError(ValueError):
-    """What a user must mend in a data set before work can start; the message is written for them."""
+class UserError(ValueError):
+    """What a user must mend before work can start or go on; the message is written for them."""
+
+
+class DatasetError(UserError):
+    """A `UserError` in a data set or in what was said of one."""
 
 
 @dataclass(frozen=True)

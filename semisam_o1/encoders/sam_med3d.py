@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semisam_o1.encoders.base import Encoder
+from semisam_o1.types import UserError
 
 CHECKPOINT = Path("pretrained_ckpt/sam_med3d_turbo.pth")
 EPS = 1e-6  # of every LayerNorm
@@ -259,7 +260,7 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if names := _unsafe_names(path, error):
-                raise ValueError(
+                raise UserError(
                     f"{path} asks for more than weights, which could execute code: {', '.join(names)}. If "
                     f"you trust its source, load it elsewhere with weights_only=False and save its "
                     f"model_state_dict alone by torch.save; otherwise get the file again."
@@ -285,7 +286,7 @@ def _encoder_weights(stored: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(stored, Mapping):
         stored = stored.get("model_state_dict", stored)
     if not isinstance(stored, Mapping):
-        raise ValueError(
+        raise UserError(
             f"{path} holds a {type(stored).__name__}; expected a state dict, or a dict with model_state_dict."
         )
     weights = {str(key).removeprefix("module."): value for key, value in stored.items()}
@@ -310,4 +311,4 @@ def _check(weights: Mapping[str, Any], expected: Mapping[str, Tensor], path: Pat
         if keys
     )
     if found:
-        raise ValueError(f"{path} does not fit the SAM-Med3D image encoder. {found}.")
+        raise UserError(f"{path} does not fit the SAM-Med3D image encoder. {found}.")
