@@ -49,7 +49,10 @@ def rotation(vector: torch.Tensor) -> torch.Tensor:
 
 
 def frame_rotation(affine: Affine) -> torch.Tensor:
-    """How a scan's stored axes are turned against the nearest RAS axes: a rotation matrix (3, 3), identity if upright."""
+    """How a scan's stored axes are turned against the nearest RAS axes: a rotation matrix (3, 3).
+
+    Identity where they stand upright, and where two of them are nearest to the same one.
+    """
     directions = np.asarray(affine, float)[:3, :3] / np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     order = np.argmax(np.abs(directions), axis=0)
     if sorted(order) != [0, 1, 2]:

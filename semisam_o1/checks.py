@@ -123,11 +123,7 @@ def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
         ]
     if highest >= MAX_CLASSES:
         expected = f"classes 1, 2, 3 ... below {MAX_CLASSES}"
-        return [
-            Problem(
-                "template", STOPS, f"the label holds class {highest}", expected, "renumber the classes from 1"
-            )
-        ]
+        return [Problem("template", STOPS, f"the label holds class {highest}", expected, "renumber the classes from 1")]
     missing = sorted(set(range(num_classes or highest + 1)) - held) if highest else []
     if missing:
         expected = "classes numbered without gaps"
@@ -158,9 +154,7 @@ def _look_into(case: Case, hdf5_key: str, hdf5_spacing, classes) -> tuple[list[P
     except _Fault as fault:
         problems.append(Problem(case.name, STOPS if template else LABEL_NOT_USED, *fault.args))
     if not template and held == {0}:
-        problems.append(
-            Problem(case.name, NOTE, "the label is empty", "some foreground", "check that this is meant")
-        )
+        problems.append(Problem(case.name, NOTE, "the label is empty", "some foreground", "check that this is meant"))
     return problems, held
 
 
@@ -182,17 +176,11 @@ def _open(path: Path, dataset: str, spacing, what: str) -> Grid:
         remedy = "store one channel or time point a file" if axes > 3 else "store whole volumes, not slices"
         raise _Fault(f"a {axes}D {what}, {_sizes(grid.shape)}", "a 3D volume", remedy)
     if min(grid.shape) == 0:
-        raise _Fault(
-            f"no voxels in the {what}, {_sizes(grid.shape)}", "no axis of size zero", "export it again"
-        )
+        raise _Fault(f"no voxels in the {what}, {_sizes(grid.shape)}", "no axis of size zero", "export it again")
     if min(grid.shape) == 1 and what == "image":
-        raise _Fault(
-            f"a single slice, {_sizes(grid.shape)}", "a 3D volume", "store whole volumes, not slices"
-        )
+        raise _Fault(f"a single slice, {_sizes(grid.shape)}", "a 3D volume", "store whole volumes, not slices")
     if not np.isfinite(grid.affine).all() or abs(np.linalg.det(grid.affine[:3, :3])) < 1e-12:
-        raise _Fault(
-            f"the {what}'s affine has no inverse", "three axes with lengths in mm", "export it again"
-        )
+        raise _Fault(f"the {what}'s affine has no inverse", "three axes with lengths in mm", "export it again")
     return grid
 
 
@@ -225,9 +213,7 @@ def _check_image(values: np.ndarray) -> None:
     low, high = float(values.min()), float(values.max())  # both carry NaN and infinity on
     if not np.isfinite([low, high]).all():
         count = int(values.size - np.isfinite(values).sum())
-        raise _Fault(
-            f"{count} NaN or infinite voxels", "finite voxels", "replace them, e.g. by the background"
-        )
+        raise _Fault(f"{count} NaN or infinite voxels", "finite voxels", "replace them, e.g. by the background")
     middle = np.median(values.ravel()[::101])
     # what `image_chain` clips to must not be one value; percentiles are slow, so only where it might be
     few_differ = np.count_nonzero(values != middle) < 0.02 * values.size
@@ -257,10 +243,7 @@ def _check_label(path: Path, spacing, grid: Grid | None, classes: Iterable[int] 
         raise _Fault(f"the label holds {values.min():.0f}", "0 or more", "renumber the classes from 1")
     # counting is ten times as fast as sorting, but for labels that are no class numbers it would take memory
     few = values.max() < 1e6
-    held = {
-        int(n)
-        for n in (np.flatnonzero(np.bincount(values.astype(int).ravel())) if few else np.unique(values))
-    }
+    held = {int(n) for n in (np.flatnonzero(np.bincount(values.astype(int).ravel())) if few else np.unique(values))}
     if classes is not None and (unknown := sorted(held - set(classes))):
         remedy = "use a template that holds it, or say num_classes"
         raise _Fault(f"the label holds class {_some(unknown)}", "classes the template holds", remedy)
@@ -314,9 +297,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     rounds, iterations = int(settings.get("num_rounds", 0)), int(settings.get("max_iterations", 0))
     grids = {case.name: cohort.grid(case) for case in cohort.cases}
     spacing = choose_spacing(list(grids.values()), int(settings.get("feature_voxels", REFERENCE_VOXELS)))
-    working = {
-        name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()
-    }
+    working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
     pool = [case.name for case in cohort.pool]
     pool_size = sum(working[name] for name in pool) / REFERENCE_VOXELS
     held_out = sum(working[case.name] for case in cohort.val + cohort.test) / REFERENCE_VOXELS
@@ -330,8 +311,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     a_round = 2 * LABEL_BYTES_PER_VOXEL + ENTROPY_BYTES_PER_VOXEL  # predicted, refined, entropy
     sizes = {
         "feature_bytes": TOKEN_BYTES_PER_VOXEL * sum(working.values()),
-        "label_bytes": stored
-        * (2 * LABEL_BYTES_PER_VOXEL + rounds * a_round),  # round 0 and the final ones beside
+        "label_bytes": stored * (2 * LABEL_BYTES_PER_VOXEL + rounds * a_round),  # round 0 and the final ones beside
         "model_bytes": MODEL_BYTES * (rounds + 1) * bool(rounds),
     }
     whole = {"seconds": sum(seconds.values()), "bytes": sum(sizes.values())}
@@ -340,9 +320,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
 
 def estimate_text(estimate: Mapping) -> str:
     """An `estimate` in a sentence or two."""
-    stages = ", ".join(
-        f"{stage} {_duration(estimate[stage])}" for stage in list(estimate)[:4] if estimate[stage]
-    )
+    stages = ", ".join(f"{stage} {_duration(estimate[stage])}" for stage in list(estimate)[:4] if estimate[stage])
     whole = f"about {_duration(estimate['seconds'])} on two CPU cores"
     return f"A run will take {whole} ({stages}) and {_size(estimate['bytes'])} on disk."
 
@@ -376,9 +354,7 @@ def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
         "",
         estimate_text(estimate(cohort, settings or {})),
     ]
-    return "\n".join(
-        text if "\n" in text else textwrap.fill(text, 100, subsequent_indent=" " * 12) for text in lines
-    )
+    return "\n".join(text if "\n" in text else textwrap.fill(text, 100, subsequent_indent=" " * 12) for text in lines)
 
 
 def _ranges(rows: np.ndarray) -> str:

@@ -98,8 +98,10 @@ def _shared(command: argparse.ArgumentParser) -> None:
 
 def _setting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    command.add_argument("--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend",
-                         help="any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0")  # fmt: skip
+    text = "any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0"
+    command.add_argument(
+        "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend", help=text
+    )
 
 
 def overrides(options: argparse.Namespace) -> dict:
@@ -128,7 +130,9 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of overlays in folders
     log_file = str(CONFIGS / "logging.conf")
-    workflow = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
+    workflow = ConfigWorkflow(
+        [str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type
+    )
     for name in said:
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
             known = ", ".join(sorted(k for k in workflow.parser.get() if not k.startswith("_")))

@@ -73,11 +73,7 @@ class Cohort:
         for case in self.cases:
             if case.name == name:
                 return case
-        why = (
-            f"it was set aside: {self.set_aside[name]}"
-            if name in self.set_aside
-            else "none of the lists names it"
-        )
+        why = f"it was set aside: {self.set_aside[name]}" if name in self.set_aside else "none of the lists names it"
         raise DatasetError(f"{self.root} has no usable case '{name}': {why}.")
 
     def grid(self, case: Case) -> Grid:
@@ -134,11 +130,7 @@ def open_cohort(
 
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
     unused = {problem.case for problem in problems if problem.severity == LABEL_NOT_USED}
-    usable = [
-        replace(case, label=None) if case.name in unused else case
-        for case in cases
-        if case.name not in broken
-    ]
+    usable = [replace(case, label=None) if case.name in unused else case for case in cases if case.name not in broken]
     if need_pool and not any(case.split == "pool" for case in usable):
         problems.append(_empty_pool(parts, lists["pool"] is not None))
     _stop(root, problems)
@@ -173,9 +165,7 @@ def _spacing(spacing, problems: list[Problem]) -> float | tuple[float, ...] | No
     if len(values) not in (1, 3) or not all(np.isfinite(value) and value > 0 for value in values):
         expected = "one or three positive numbers, mm"
         problems.append(
-            Problem(
-                "spacing", STOPS, f"spacing is {spacing}", expected, "give the voxel size, or leave it out"
-            )
+            Problem("spacing", STOPS, f"spacing is {spacing}", expected, "give the voxel size, or leave it out")
         )
         return None
     return values if len(values) == 3 else values[0]
@@ -212,9 +202,7 @@ def _find_files(root: Path, problems: list[Problem]) -> tuple[dict[str, list[Pat
     hdf5 = _index(root / "data", HDF5_SUFFIXES)
     images = _index(root / "images", NIFTI_SUFFIXES + ITK_SUFFIXES)
     if hdf5 and images:
-        problems.append(
-            Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away")
-        )
+        problems.append(Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away"))
     if not hdf5 and not images:
         problems.append(Problem("data set", STOPS, "no image", layout, "check the path and the suffixes"))
     if images:
@@ -238,9 +226,7 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         found = f"the list cannot be read ({type(error).__name__})"
-        problems.append(
-            Problem(path.name, STOPS, found, "plain text in UTF-8, a name a line", "save it as plain text")
-        )
+        problems.append(Problem(path.name, STOPS, found, "plain text in UTF-8, a name a line", "save it as plain text"))
         return []
     names: list[str] = []
     for text in filter(None, (line.split(",")[0].strip() for line in lines)):
@@ -248,16 +234,12 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
         if _leaves_the_folder(name):
             problems.append(_refusal(text, path.name))
         elif name in names:
-            problems.append(
-                Problem(name, NOTE, f"twice in {path.name}", "once", "counted once; delete one line")
-            )
+            problems.append(Problem(name, NOTE, f"twice in {path.name}", "once", "counted once; delete one line"))
         else:
             names.append(name)
     if not names and path.name == LISTS["pool"]:
         problems.append(
-            Problem(
-                path.name, STOPS, "an empty list", "a name a line", "fill it, or delete it to use all images"
-            )
+            Problem(path.name, STOPS, "an empty list", "a name a line", "fill it, or delete it to use all images")
         )
     return names
 
@@ -337,16 +319,12 @@ def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Cas
         return None
     if len(files) > 1:
         shown = ", ".join(path.name for path in files)
-        problems.append(
-            Problem(name, bad_image, f"{len(files)} images: {shown}", "one image", "move all but one away")
-        )
+        problems.append(Problem(name, bad_image, f"{len(files)} images: {shown}", "one image", "move all but one away"))
         return None
     if len(label_files) > 1:
         shown = ", ".join(path.name for path in label_files)
         problems.append(
-            Problem(
-                name, bad_label, f"{len(label_files)} labels: {shown}", "one label", "move all but one away"
-            )
+            Problem(name, bad_label, f"{len(label_files)} labels: {shown}", "one label", "move all but one away")
         )
     return Case(name, files[0], label_files[0] if label_files else None, split)
 
@@ -366,9 +344,7 @@ def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[
             raise ValueError
     except (OSError, ValueError, AttributeError):
         expected = '{"1": "anterior", ...}, or a list of names'
-        problems.append(
-            Problem(path.name, STOPS, "the file cannot be read", expected, "mend it, or delete it")
-        )
+        problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "mend it, or delete it"))
         return names
     if surplus := sorted(set(said) - set(names)):
         found = f"a name for class {', '.join(map(str, surplus[:5]))}"
@@ -379,11 +355,7 @@ def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[
 def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
     if "pool" in parts.values():
         return Problem("pool", STOPS, "no usable case is left", "at least one", "mend the cases set aside")
-    remedy = (
-        "add unlabelled cases to train.txt"
-        if listed
-        else "name one template with --template, or write train.txt"
-    )
+    remedy = "add unlabelled cases to train.txt" if listed else "name one template with --template, or write train.txt"
     return Problem(
         "pool", STOPS, "the pool is empty: all cases are templates, val or test", "at least one case", remedy
     )

@@ -77,7 +77,8 @@ def propagation_engine(
 ) -> Engine:
     """An engine that runs over cases and writes, for each, the templates' label carried there by ``propagate``.
 
-    ``propagate`` is one of the functions of `propagation`. A scan that fails is named in ``engine.state.failed`` with its reason, and the others go on.
+    ``propagate`` is one of the functions of `propagation`. A scan that fails is named in ``engine.state.failed``
+    with its reason, and the others go on.
     Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
     """
     templates = [(case, store.load(case.name)) for case in cohort.templates]

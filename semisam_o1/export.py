@@ -14,7 +14,6 @@ import torch
 
 from semisam_o1.transforms import NIFTI_SUFFIXES, Grid
 
-
 GEOMETRY = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units",

@@ -61,7 +61,9 @@ class FeatureStore:
         settings: anything else that the features depend on, e.g. the HDF5 key; goes into the key as text.
     """
 
-    def __init__(self, folder: str | Path, encoder: Encoder, spacing: float | None, dtype: str = "float16", settings: str = ""):
+    def __init__(
+        self, folder: str | Path, encoder: Encoder, spacing: float | None, dtype: str = "float16", settings: str = ""
+    ):
         self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
         self.settings = f"{FORMAT} {encoder_key(encoder)} {self.spacing} {dtype} {settings}"
 
@@ -121,7 +123,9 @@ class FeatureStore:
 
 def encoder_key(encoder: Encoder) -> str:
     """SHA-256 over an encoder's structure and weights."""
-    digest = hashlib.sha256(f"{encoder.name} {encoder.patch_size} {encoder.input_size} {named(encoder.normalise)}".encode())
+    digest = hashlib.sha256(
+        f"{encoder.name} {encoder.patch_size} {encoder.input_size} {named(encoder.normalise)}".encode()
+    )
     network = encoder.network
     plain = {k: v for k, v in vars(network).items() if not k.startswith("_") and k != "training"}
     digest.update(f"{type(network).__qualname__} {network} {sorted(plain.items())}".encode())

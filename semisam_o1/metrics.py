@@ -64,21 +64,13 @@ def score(
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or prediction.ndim != 3:
-        raise ValueError(
-            f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D"
-        )
+        raise ValueError(f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D")
     if definition not in DEFINITIONS:
-        raise ValueError(
-            f"definition of the metrics is '{definition}', expected one of {', '.join(DEFINITIONS)}"
-        )
+        raise ValueError(f"definition of the metrics is '{definition}', expected one of {', '.join(DEFINITIONS)}")
     if num_classes < 2:
-        raise ValueError(
-            f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)"
-        )
+        raise ValueError(f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)")
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3) if definition == "mm" else np.ones(3)
-    missed = (
-        (float(np.linalg.norm(np.array(truth.shape) * spacing)),) * 2 if definition == "mm" else MISSED_VOXELS
-    )
+    missed = (float(np.linalg.norm(np.array(truth.shape) * spacing)),) * 2 if definition == "mm" else MISSED_VOXELS
     # Nothing outside the foreground's box changes a number, and boxes are small beside scans.
     box = _bounding_box((prediction > 0) | (truth > 0))
     prediction, truth = prediction[box], truth[box]
@@ -176,9 +168,7 @@ def _evaluate_case(case: Case, path: Path, cohort, definition: str) -> list[dict
         array = np.asarray(volume[0])
         whole = array.astype(np.int32)
         if not np.array_equal(whole, array):
-            raise ValueError(
-                f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers"
-            )
+            raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
         arrays.append(whole)
     spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
     return score(*arrays, spacing, cohort.num_classes, definition)
@@ -229,9 +219,7 @@ def summary(rows: Iterable[dict], label: int | str = "mean") -> list[dict]:
             groups.setdefault((row["split"], row["round"], row["stage"]), []).append(row)
 
     def place(key):
-        return [
-            names.index(k) if k in names else len(names) for k, names in ((key[0], SPLITS), (key[2], STAGES))
-        ]
+        return [names.index(k) if k in names else len(names) for k, names in ((key[0], SPLITS), (key[2], STAGES))]
 
     table = []
     for key in sorted(groups, key=lambda k: (place(k)[0], k[1], place(k)[1], k)):
@@ -239,9 +227,7 @@ def summary(rows: Iterable[dict], label: int | str = "mean") -> list[dict]:
         for name in MEASURES:
             values = [row[name] for row in groups[key]]
             worst = max(values) if name.endswith("_mm") else min(values)
-            line |= {f"{name}_{s}": float(f(values)) for s, f in STATISTICS.items()} | {
-                f"{name}_worst": worst
-            }
+            line |= {f"{name}_{s}": float(f(values)) for s, f in STATISTICS.items()} | {f"{name}_worst": worst}
         table.append(line)
     return table
 
@@ -263,17 +249,13 @@ def summary_text(rows: Iterable[dict], unit: str = "mm") -> str:
     lines = [head]
     for line in summary(rows):
         first = [str(line[name]) for name in ("split", "round", "stage", "cases")]
-        overlaps = [f"{line[f'dice_{s}']:.3f}" for s in ("mean", "median", "worst")] + [
-            f"{line['jaccard_mean']:.3f}"
-        ]
+        overlaps = [f"{line[f'dice_{s}']:.3f}" for s in ("mean", "median", "worst")] + [f"{line['jaccard_mean']:.3f}"]
         lines.append(first + overlaps + [f"{line['hd95_mm_mean']:.2f}", f"{line['asd_mm_mean']:.2f}"])
     if len(lines) == 1:
         return "no case with truth was scored"
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     left = {0, 2}
     return "\n".join(
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))
-        ).rstrip()
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
         for line in lines
     )

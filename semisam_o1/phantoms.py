@@ -2,8 +2,8 @@
 
 The anatomy is a set of functions of a position in RAS millimetres, so that one case can be sampled on any
 grid: fine or anisotropic, flipped, oblique. Every case has the same layout, deformed by its own smooth
-displacement, rotation, scale and shift, its own texture, and organs of its own size. Structures beside the organs have the organs' intensities, so that no
-threshold finds them.
+displacement, rotation, scale and shift, its own texture, and organs of its own size. Structures beside the
+organs have the organs' intensities, so that no threshold finds them.
 """
 
 from __future__ import annotations
@@ -212,16 +212,10 @@ def write_demo_data(
     """
     out = Path(out).expanduser()
     if cases < 3:
-        raise DatasetError(
-            f"{cases} demo cases asked for: at least 3 are needed, for template, pool and test."
-        )
-    strangers = [
-        p.name for folder in ("images", "data") for p in (out / folder).glob("*") if "phantom_" not in p.name
-    ]
+        raise DatasetError(f"{cases} demo cases asked for: at least 3 are needed, for template, pool and test.")
+    strangers = [p.name for folder in ("images", "data") for p in (out / folder).glob("*") if "phantom_" not in p.name]
     if strangers:
-        raise DatasetError(
-            f"{out} already holds {len(strangers)} files that are no phantoms: choose an empty folder."
-        )
+        raise DatasetError(f"{out} already holds {len(strangers)} files that are no phantoms: choose an empty folder.")
     for folder in ("images", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
         for old in (out / folder).glob("phantom_*"):

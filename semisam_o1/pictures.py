@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,9 +73,7 @@ def _view(label: np.ndarray, truth: np.ndarray | None, spacing: np.ndarray) -> _
     for axis in range(3):
         side = tall if axis == 2 else wide
         start = np.clip((centre[axis] + 0.5) * spacing[axis] - side / 2, 0, max(extent[axis] - side, 0))
-        low.append(
-            float(start) if extent[axis] > side else (extent[axis] - side) / 2
-        )  # shorter axes are centred
+        low.append(float(start) if extent[axis] > side else (extent[axis] - side) / 2)  # shorter axes are centred
     return _View(centre, np.array(low), wide, tall)
 
 
@@ -93,13 +91,9 @@ def _draw_planes(
     sample = image[::2, ::2, ::2]
     sample = sample[np.isfinite(sample)]
     dark, bright = np.percentile(sample, (0.5, 99.5)) if sample.size else (0, 1)
-    halo = [
-        withStroke(linewidth=width + 1, foreground="black", alpha=0.5)
-    ]  # lines are seen on bright tissue, too
+    halo = [withStroke(linewidth=width + 1, foreground="black", alpha=0.5)]  # lines are seen on bright tissue, too
     for axis, (across, up, through, letters) in zip(axes, PLANES.values()):
-        picture, *masks = (
-            np.take(a, view.centre[through], through) for a in (image, label, truth) if a is not None
-        )
+        picture, *masks = (np.take(a, view.centre[through], through) for a in (image, label, truth) if a is not None)
         box = [0, picture.shape[0] * spacing[across], 0, picture.shape[1] * spacing[up]]
         picture = np.nan_to_num(picture, posinf=bright, neginf=dark)
         axis.imshow(
@@ -117,9 +111,7 @@ def _draw_planes(
             where = [(np.arange(n + 2) - 0.5) * spacing[a] for n, a in zip(mask.shape, (across, up))]
             for number in np.unique(mask[mask > 0]):
                 colour = TRUTH_COLOUR if is_truth else class_colour(int(number))
-                lines = axis.contour(
-                    *where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width
-                )
+                lines = axis.contour(*where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width)
                 lines.set_path_effects(halo)
         # Right is shown on the left and, in the sagittal plane, anterior too, as radiologists have it.
         left, bottom = view.low[across], view.low[up]
@@ -135,9 +127,7 @@ def _draw_planes(
         axis.spines[:].set_visible(False)
         places = [(0.03, 0.5, "left", "center"), (0.97, 0.5, "right", "center"), (0.5, 0.97, "center", "top")]
         for letter, (x, y, ha, va) in zip(letters if marks else "", places):
-            mark = axis.text(
-                x, y, letter, transform=axis.transAxes, ha=ha, va=va, color="#eeeeee", fontsize=8
-            )
+            mark = axis.text(x, y, letter, transform=axis.transAxes, ha=ha, va=va, color="#eeeeee", fontsize=8)
             mark.set_path_effects(halo)
 
 
@@ -199,25 +189,17 @@ def montage(
     for i, (title, image, label, truth, spacing) in enumerate(rows):
         image, label, truth, spacing = _checked(image, label, truth, spacing, title)
         view = _view(label, truth, spacing)
-        view = view._replace(
-            tall=view.wide, low=view.low - [0, 0, (view.wide - view.tall) / 2]
-        )  # squares in a grid
+        view = view._replace(tall=view.wide, low=view.low - [0, 0, (view.wide - view.tall) / 2])  # squares in a grid
         bottom = (len(rows) - 1 - i) * size / total
         left, step = 0.3 / (3 * size + 0.3), size / (3 * size + 0.3)
-        axes = [
-            figure.add_axes((left + j * step, bottom, step - 0.006, (size - 0.04) / total)) for j in range(3)
-        ]
+        axes = [figure.add_axes((left + j * step, bottom, step - 0.006, (size - 0.04) / total)) for j in range(3)]
         _draw_planes(axes, view, image, label, truth, spacing, marks, 1.4)
-        figure.text(
-            left / 2, bottom + size / total / 2, title, rotation=90, ha="center", va="center", fontsize=9
-        )
+        figure.text(left / 2, bottom + size / total / 2, title, rotation=90, ha="center", va="center", fontsize=9)
         if i == 0:
             for axis, name in zip(axes, PLANES):
                 axis.set_title(name, fontsize=9, pad=3)
     handles = _handles(classes, any(row[3] is not None for row in rows))
-    figure.legend(
-        handles=handles, loc="upper center", ncols=max(1, min(len(handles), 6)), fontsize=8, frameon=False
-    )
+    figure.legend(handles=handles, loc="upper center", ncols=max(1, min(len(handles), 6)), fontsize=8, frameon=False)
     with whole(path) as aside:
         aside.write_bytes(png(figure))
     return Path(path)
@@ -228,17 +210,13 @@ def _checked(image, label, truth, spacing, title: str) -> tuple:
     arrays = [a if a is None else np.asarray(a) for a in (image, label, truth)]
     shapes = [a.shape for a in arrays if a is not None]
     if len(set(shapes)) > 1 or len(shapes[0]) != 3:
-        raise ValueError(
-            f"{title or 'case'}: image, label and truth must be 3D and of one shape, got {shapes}"
-        )
+        raise ValueError(f"{title or 'case'}: image, label and truth must be 3D and of one shape, got {shapes}")
     return *arrays, np.broadcast_to(np.asarray(spacing, float), 3)
 
 
 def _handles(classes: Mapping[int, str], with_truth: bool) -> list[Line2D]:
     """The legend's lines: a class each, and the truth."""
-    named = [
-        Line2D([], [], color=class_colour(n), label=name) for n, name in sorted(classes.items()) if n > 0
-    ]
+    named = [Line2D([], [], color=class_colour(n), label=name) for n, name in sorted(classes.items()) if n > 0]
     return named + ([Line2D([], [], color=TRUTH_COLOUR, label="truth")] if with_truth else [])
 
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from semisam_o1.alignment import align, centred_points, deform, principal, sample
-from semisam_o1.neighbours import k_means, nearest as nearest_vectors
+from semisam_o1.neighbours import k_means
+from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a place where its share of the warped label exceeds this within reach
@@ -38,7 +39,7 @@ def copy(
 
 
 def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
-    """Up to ``k`` unit prototypes (k', C) a class, means of the tokens that lie mostly in it; None for a class without."""
+    """Up to ``k`` unit prototypes (k', C) a class: means of the tokens that lie mostly in it; None where none does."""
     vectors = reference.tokens.flatten(1).T
     owner = reference.label.argmax(0).flatten()
     prototypes = []

@@ -22,7 +22,9 @@ def uncertain(uncertainties: Sequence[float], quantile: float) -> np.ndarray:
     return values >= np.quantile(values, quantile)
 
 
-def volume_votes(descriptors: np.ndarray, certain: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def volume_votes(
+    descriptors: np.ndarray, certain: np.ndarray, query: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` certain volumes most similar to a volume, and the weight of each: max(cosine, 0).
 
     Args:
@@ -40,7 +42,9 @@ def volume_votes(descriptors: np.ndarray, certain: np.ndarray, query: np.ndarray
     return candidates[order], np.maximum(cosine[order], 0)
 
 
-def vote_labels(labels: Sequence[torch.Tensor], weights: Sequence[float], shape: Sequence[int], num_classes: int) -> torch.Tensor:
+def vote_labels(
+    labels: Sequence[torch.Tensor], weights: Sequence[float], shape: Sequence[int], num_classes: int
+) -> torch.Tensor:
     """The class with the largest weight at each voxel of a volume of ``shape`` (H, W, D), as published.
 
     Each neighbour's label (h, w, d) is nearest-resampled to ``shape``, unaligned: anatomy blurs where it differs.

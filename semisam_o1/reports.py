@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -21,7 +20,7 @@ from semisam_o1.export import write_text
 from semisam_o1.metrics import SPLITS, STAGES, read_csv, summary
 from semisam_o1.pictures import TRUTH_COLOUR, case_picture, class_colour, png, to_ras
 from semisam_o1.transforms import HDF5_SUFFIXES, read_volume
-from semisam_o1.types import Affine, Case
+from semisam_o1.types import Case
 
 STAGE_NAMES = {"copied": "copied template label (the floor)"}
 
@@ -41,9 +40,7 @@ def _chart(table: Sequence[Mapping]) -> bytes:
     }
     for split, stage in pairs:
         points = [
-            (line["round"], line["dice_mean"])
-            for line in table
-            if (line["split"], line["stage"]) == (split, stage)
+            (line["round"], line["dice_mean"]) for line in table if (line["split"], line["stage"]) == (split, stage)
         ]
         if not points:
             continue
@@ -88,19 +85,14 @@ def write_report(run_dir: Path, cohort, max_cases: int = 200) -> Path:
     settings = run.get("settings", {})
     unit = "voxels" if settings.get("metric_definition") == "paper" else "mm"
     aside = {**run.get("set_aside", {}), **cohort.set_aside}
-    stages = [
-        [stage.get(k) for k in ("stage", "seconds", "peak_memory_mib")] for stage in run.get("stages", [])
-    ]
+    stages = [[stage.get(k) for k in ("stage", "seconds", "peak_memory_mib")] for stage in run.get("stages", [])]
     names = ", ".join(case.name for case in cohort.templates)
     parts = [
         f"<h1>Labels from one template: {escape(names)}</h1>",
         f"<p>{INTRODUCTION}</p>",
         _legend(cohort.classes),
         "<h2>Template</h2>",
-        *(
-            _figure(case, case.label, cohort, "the given label", is_template=True)
-            for case in cohort.templates
-        ),
+        *(_figure(case, case.label, cohort, "the given label", is_template=True) for case in cohort.templates),
         "<h2>Numbers</h2>",
         _numbers(rows, cohort.classes, unit),
         "<h2>Cases</h2>",
@@ -148,10 +140,7 @@ def _legend(classes: Mapping[int, str]) -> str:
     """Class names beside their colours."""
     entries = [(class_colour(n), name) for n, name in sorted(classes.items()) if n > 0]
     entries.append((TRUTH_COLOUR, "truth, where known"))
-    spans = (
-        f'<span><i class="swatch" style="background:{c}"></i>{escape(str(name))}</span>'
-        for c, name in entries
-    )
+    spans = (f'<span><i class="swatch" style="background:{c}"></i>{escape(str(name))}</span>' for c, name in entries)
     return f'<p class="legend">{"".join(spans)}</p>'
 
 
@@ -168,9 +157,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence], text: int = 1) -> str:
 
     def line(tag: str, cells: Sequence) -> str:
         marks = (' class="n"' if r else "" for r in right)
-        return (
-            "<tr>" + "".join(f"<{tag}{m}>{escape(_cell(c))}</{tag}>" for m, c in zip(marks, cells)) + "</tr>"
-        )
+        return "<tr>" + "".join(f"<{tag}{m}>{escape(_cell(c))}</{tag}>" for m, c in zip(marks, cells)) + "</tr>"
 
     body = "".join(line("td", row) for row in rows)
     return f"<table><thead>{line('th', head)}</thead><tbody>{body}</tbody></table>"
@@ -196,9 +183,7 @@ def _numbers(rows: Sequence[Mapping], classes: Mapping[int, str], unit: str) -> 
         return "<p>No case with truth was scored.</p>"
     foreground = [n for n in sorted(classes) if n > 0]
     foreground = foreground if len(foreground) > 1 else []  # one class: its mean is the mean
-    each = [
-        {(s["split"], s["round"], s["stage"]): s["dice_mean"] for s in summary(rows, n)} for n in foreground
-    ]
+    each = [{(s["split"], s["round"], s["stage"]): s["dice_mean"] for s in summary(rows, n)} for n in foreground]
     head = ["split", "round", "stage", "cases", "Dice, mean", "median", "worst"]
     head += [f"Dice, {classes[n]}" for n in foreground] + ["Jaccard", f"HD95, {unit}", f"ASD, {unit}"]
     lines = []
@@ -208,9 +193,7 @@ def _numbers(rows: Sequence[Mapping], classes: Mapping[int, str], unit: str) -> 
         cells += [_Number(line[f"dice_{name}"]) for name in ("mean", "median", "worst")]
         cells += [_Number(means.get(key, float("nan"))) for means in each] + [_Number(line["jaccard_mean"])]
         lines.append(cells + [_Distance(line["hd95_mm_mean"]), _Distance(line["asd_mm_mean"])])
-    note = (
-        "<p>Jaccard, HD95 and ASD are means over the cases; each case counts as the mean of its classes.</p>"
-    )
+    note = "<p>Jaccard, HD95 and ASD are means over the cases; each case counts as the mean of its classes.</p>"
     return _table(head, lines) + note + _image(_chart(table), "mean Dice of each round")
 
 
@@ -221,9 +204,7 @@ def _image(png: bytes, text: str) -> str:
 def _final_label(run_dir: Path, name: str) -> Path | None:
     """The label a run ends with: ``pseudo_labels``, else the newest round's refined or predicted one."""
     rounds = sorted(run_dir.glob("round_*"), key=lambda p: int(p.name[6:]) if p.name[6:].isdigit() else -1)
-    folders = [run_dir / "pseudo_labels"] + [
-        r / kind for r in rounds[::-1] for kind in ("labels", "predictions")
-    ]
+    folders = [run_dir / "pseudo_labels"] + [r / kind for r in rounds[::-1] for kind in ("labels", "predictions")]
     return next((f / f"{name}.nii.gz" for f in folders if (f / f"{name}.nii.gz").is_file()), None)
 
 
@@ -263,9 +244,7 @@ def _figure(case: Case, label: Path | None, cohort, note: str, is_template: bool
     try:
         image = read_volume(case.image, cohort.hdf5_key, spacing)
         paths = [label] + ([case.label] if case.label is not None and not is_template else [])
-        arrays = [np.asarray(image[0])] + [
-            np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths
-        ]
+        arrays = [np.asarray(image[0])] + [np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths]
         (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
         masks = [mask.astype(np.int32) for mask in masks] + [None]
         known = not str(case.image).lower().endswith(HDF5_SUFFIXES)  # HDF5 does not say how its axes run

@@ -106,6 +106,8 @@ class Job:
 
     def propagate_alone(self) -> None:
         """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
+        if (self.output / "round_1").is_dir():
+            raise DatasetError(f"{self.output} holds a run with trained rounds; name another folder for round 0 alone.")
         self.rounds = 0
         self._begin()
         self.features()
@@ -114,7 +116,7 @@ class Job:
 
     def prepare_round(self) -> None:
         """Round 0 where it is missing, so that one round's trainer can start (MONAI Label calls ``run``)."""
-        folder = self.output / f"round_{self._get('round') - 1}" / "labels"
+        folder = self.output / "round_0" / "labels"
         if all((folder / f"{case.name}.nii.gz").exists() for case in self.cohort.pool):
             return
         self.features()
@@ -283,7 +285,9 @@ def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, said: dic
             job.predict(job.rounds, missing)
     rows = job.evaluate([split])
     if not rows:
-        raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and truth to score it by.")
+        raise DatasetError(
+            f"{dataset_dir}: no case of '{split}' has both a label of this run and truth to score it by."
+        )
     table = Path(run) / "metrics.csv"
     others = [row for row in read_csv(table) if row["split"] != split] if table.exists() else []
     write_csv(others + rows, table)

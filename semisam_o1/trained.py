@@ -1,4 +1,4 @@
-"""The trained bundle of a run: the shipped bundle with the run's weights and an ``inference.json`` that needs no RUN."""
+"""The trained bundle of a run: the shipped bundle with the run's weights and settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds
         settings: those as resolved.
     """
     bundle, shipped = run / "bundle", Path(semisam_o1.BUNDLE_ROOT)
-    shutil.copytree(shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True)
+    shutil.copytree(
+        shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True
+    )
     (bundle / "models").mkdir(exist_ok=True)
     shutil.copyfile(run / f"round_{rounds}" / "model.pt", bundle / "models" / "model.pt")
 
@@ -32,7 +34,11 @@ def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds
         network = Preset(settings["preset"], shipped).config["network_def"]
     network = json.loads(json.dumps(network).replace("$@cohort.num_classes", "@num_classes"))
     inference |= {name: settings[name] for name in CARRIED if name in settings}
-    inference |= {"network_def": network, "num_classes": cohort.num_classes, "working_spacing": settings["train_spacing"]}
+    inference |= {
+        "network_def": network,
+        "num_classes": cohort.num_classes,
+        "working_spacing": settings["train_spacing"],
+    }
     write_json(bundle / "configs" / "inference.json", inference)
 
     metadata = json.loads((shipped / "configs" / "metadata.json").read_text())

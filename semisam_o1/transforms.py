@@ -198,7 +198,7 @@ def _resampling(key: str, spacing: float | Sequence[float] | None) -> list:
 
 
 class PublishedPadd(MapTransform):
-    """Zeros on both sides of every axis, as the published code pads before its crop; (C, H, W, D) -> larger or the same.
+    """Zeros on both sides of every axis, as the published code pads before its crop; for (C, H, W, D).
 
     If any side s is at most that of the patch p, every axis gets max((p - s) div 2 + 3, 0) on each side.
     """
@@ -244,7 +244,9 @@ def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor
 
 def to_grid(volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear") -> torch.Tensor:
     """Resample ``volume`` (C, h, w, d), lying where ``affine`` says, onto ``grid``: (C, H, W, D)."""
-    source = MetaTensor(volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine))
+    source = MetaTensor(
+        volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)
+    )
     resample = SpatialResample(mode=mode, padding_mode="border", dtype=torch.float32)
     return resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
 

@@ -38,9 +38,7 @@ def phantom_h5_dir(tmp_path_factory):
         with h5py.File(root / "data" / f"{name}.h5", "w") as file:
             file.create_dataset("image", data=(image - image.mean()) / image.std(), compression="gzip")
             file.create_dataset("label", data=label, compression="gzip")
-    (root / "train.txt").write_text(
-        "\n".join(names[:3]), encoding="utf-8"
-    )  # no newline at the end, as published
+    (root / "train.txt").write_text("\n".join(names[:3]), encoding="utf-8")  # no newline at the end, as published
     (root / "val.txt").write_text(names[3] + "\n", encoding="utf-8")
     (root / "test.txt").write_text(names[4] + "\n", encoding="utf-8")
     return root

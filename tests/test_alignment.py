@@ -230,9 +230,7 @@ def test_deform_finds_a_known_displacement_again(matrix):
     to_template = AffineMap(matrix, torch.zeros(3))
     points = centred_points(SIDES, STEP)
     extent = torch.tensor(SIDES) * STEP
-    waves = torch.stack(
-        [torch.cos(2 * torch.pi * points[..., (axis + 1) % 3] / extent[0]) for axis in range(3)], -1
-    )
+    waves = torch.stack([torch.cos(2 * torch.pi * points[..., (axis + 1) % 3] / extent[0]) for axis in range(3)], -1)
     truth = torch.tensor([3.0, -2.0, 2.5]) * waves  # mm
     scan = seen_at(template, to_template(points) + truth)
     before = float((sample(template, to_template(points), STEP) - scan).square().mean())

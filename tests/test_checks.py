@@ -209,9 +209,7 @@ def test_gaps_in_the_classes_are_worth_a_note(root):
         write_nifti(label_of(root, name), organ(2) * 2)
     cohort = open_cohort(root)
     assert cohort.num_classes == 3
-    assert [(problem.severity, problem.found) for problem in cohort.problems] == [
-        (NOTE, "no voxel of class 1")
-    ]
+    assert [(problem.severity, problem.found) for problem in cohort.problems] == [(NOTE, "no voxel of class 1")]
 
 
 def test_the_same_case_in_two_lists(root):

@@ -131,9 +131,7 @@ def test_without_lists_the_labelled_cases_are_the_templates(tmp_path):
 
 def test_without_train_list_the_held_out_cases_stay_out(tmp_path):
     cohort = open_cohort(study(tmp_path, "abcd", "abcd", test="b\nc\n"), template="a")
-    assert (
-        names(cohort.templates) == ["a"] and names(cohort.pool) == ["d"] and names(cohort.test) == ["b", "c"]
-    )
+    assert names(cohort.templates) == ["a"] and names(cohort.pool) == ["d"] and names(cohort.test) == ["b", "c"]
 
 
 def test_labels_may_be_missing_everywhere_but_at_the_template(tmp_path):

@@ -54,9 +54,7 @@ def assert_same_place(result, scan):
     np.testing.assert_allclose(nibabel.load(result).affine, nibabel.load(scan).affine, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "units", [("mm", "sec"), ("micron", "msec"), ("unknown", "unknown"), ("meter", "unknown")]
-)
+@pytest.mark.parametrize("units", [("mm", "sec"), ("micron", "msec"), ("unknown", "unknown"), ("meter", "unknown")])
 @pytest.mark.parametrize("sform_code, qform_code", [(1, 0), (0, 1), (2, 1), (1, 3), (0, 0), (4, 4)])
 def test_a_label_lies_on_its_scan(tmp_path, sform_code, qform_code, units):
     scan = write_scan(tmp_path / "scan.nii.gz", sform_code, qform_code, units)
@@ -135,9 +133,7 @@ def test_many_classes_take_two_bytes(tmp_path):
 
 def test_another_shape_is_refused_and_nothing_is_written(tmp_path):
     scan = write_scan(tmp_path / "scan.nii", 1, 1)
-    with pytest.raises(
-        ValueError, match=r"label.nii: result of shape \(5, 6, 8\) for a scan of shape \(5, 6, 7\)"
-    ):
+    with pytest.raises(ValueError, match=r"label.nii: result of shape \(5, 6, 8\) for a scan of shape \(5, 6, 7\)"):
         write_label(tmp_path / "out" / "label.nii", np.zeros((5, 6, 8), int), scan, read_grid(scan))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 

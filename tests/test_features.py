@@ -159,9 +159,7 @@ GRID = Grid(grid_affine((20, 22, 24), (1, 2, 3), "LPS", (5, 0, 9)), (20, 22, 24)
 
 
 def tokens_and_affine():
-    tokens = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(6.0).reshape(
-        6, 1, 1, 1
-    )
+    tokens = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(6.0).reshape(6, 1, 1, 1)
     return tokens, grid_affine((3, 4, 5), 2.5)
 
 
@@ -276,10 +274,7 @@ def test_other_settings_or_weights_make_features_stale(tmp_path, case, change):
 
 
 def test_settings_of_an_encoder_without_weights_count():
-    keys = [
-        encoder_key(mind(**s))
-        for s in ({}, {"dilations": (1, 2)}, {"boxes": (3, 7)}, {"statistics_weight": 1.0})
-    ]
+    keys = [encoder_key(mind(**s)) for s in ({}, {"dilations": (1, 2)}, {"boxes": (3, 7)}, {"statistics_weight": 1.0})]
     assert len(set(keys)) == 4
     assert encoder_key(mind()) == keys[0]
 

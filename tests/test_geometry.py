@@ -38,7 +38,10 @@ def carried(tmp_path_factory):
         image, new = reorient(plain[0], affine, codes)
         stored[codes] = (image, reorient(plain[1], affine, codes)[0], new)
     thick = (48, 48, 13)
-    stored["thick"] = (*make_phantom(1, thick, affine=grid_affine(thick, (1, 1, 3)), noise=0), grid_affine(thick, (1, 1, 3)))
+    stored["thick"] = (
+        *make_phantom(1, thick, affine=grid_affine(thick, (1, 1, 3)), noise=0),
+        grid_affine(thick, (1, 1, 3)),
+    )
     oblique = turned(20) @ affine
     stored["oblique"] = (*make_phantom(1, SHAPE, affine=oblique, noise=0), oblique)  # the head lies as ever
     stored["tilted"] = (*plain, oblique)  # the head lay askew: the same voxels, another affine

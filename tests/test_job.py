@@ -258,3 +258,8 @@ def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments
     message = capsys.readouterr()
     assert said in message.err + message.out and "Traceback" not in message.err
     assert not (tmp_path / "run" / "round_0").exists()
+
+
+def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
+    assert main(["propagate", str(phantom_dir), "--output", str(run), *small()]) == 2
+    assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()

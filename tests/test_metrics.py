@@ -117,9 +117,7 @@ def test_distances_against_brute_force(seed):
         a, b = surface(prediction == number), surface(truth == number)
         matrix = cdist(a * SPACING, b * SPACING)
         there, back = matrix.min(1), matrix.min(0)
-        assert ours[number - 1]["hd95_mm"] == pytest.approx(
-            max(np.percentile(d, 95) for d in (there, back)), rel=1e-5
-        )
+        assert ours[number - 1]["hd95_mm"] == pytest.approx(max(np.percentile(d, 95) for d in (there, back)), rel=1e-5)
         assert ours[number - 1]["asd_mm"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
         matrix = cdist(a, b)
         there, back = matrix.min(1), matrix.min(0)
@@ -140,9 +138,7 @@ def test_overlap_against_simpleitk(seed):
 @pytest.mark.filterwarnings("ignore")
 def test_cropping_changes_nothing():
     prediction, truth = (np.pad(blobs(seed), ((30, 2), (0, 9), (4, 4))) for seed in (1, 2))
-    channels = [
-        torch.from_numpy(np.stack([x == n for n in range(3)]))[None].float() for x in (prediction, truth)
-    ]
+    channels = [torch.from_numpy(np.stack([x == n for n in range(3)]))[None].float() for x in (prediction, truth)]
     hd95 = compute_hausdorff_distance(*channels, percentile=95, spacing=list(SPACING))[0]
     asd = compute_average_surface_distance(*channels, symmetric=True, spacing=list(SPACING))[0]
     for row in score(prediction, truth, SPACING, 3)[:2]:
@@ -168,9 +164,7 @@ def folder(tmp_path):
         if start:
             nibabel.save(nibabel.Nifti1Image(cube(start), np.diag([*SPACING, 1])), truth)
         cases.append(Case(name, tmp_path / f"{name}.nii.gz", truth if start else None, "pool"))
-        nibabel.save(
-            nibabel.Nifti1Image(cube((8, 8, 9)), np.diag([*SPACING, 1])), tmp_path / f"{name}.nii.gz"
-        )
+        nibabel.save(nibabel.Nifti1Image(cube((8, 8, 9)), np.diag([*SPACING, 1])), tmp_path / f"{name}.nii.gz")
     (tmp_path / "c.nii.gz").unlink()
     return tmp_path, cases, SimpleNamespace(num_classes=2, hdf5_spacing=None)
 
@@ -193,9 +187,7 @@ def test_a_label_already_scored_is_not_scored_again(folder, monkeypatch):
     monkeypatch.setattr(metrics, "score", lambda *a, **k: pytest.fail("scored twice"))
     second = evaluate_folder(path, cases, cohort, split="pool", round=1, stage="refined", known=known)
     assert [values(row) for row in second] == [values(row) for row in first]
-    assert {row["stage"] for row in second} == {"refined"} and {row["stage"] for row in first} == {
-        "predicted"
-    }
+    assert {row["stage"] for row in second} == {"refined"} and {row["stage"] for row in first} == {"predicted"}
 
 
 def test_evaluate_folder_names_the_case_that_does_not_fit(folder):

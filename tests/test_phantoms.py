@@ -53,9 +53,7 @@ def test_grid_affine_is_centred_and_oriented():
     np.testing.assert_allclose(nibabel.affines.apply_affine(affine, (4.5, 9.5, 14.5)), 0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "sizes, turn", [((1, 1, 3), (0, 0, 0)), ((1, 1, 1), (0, 0, 20)), ((2, 1, 1), (9, 5, -8))]
-)
+@pytest.mark.parametrize("sizes, turn", [((1, 1, 3), (0, 0, 0)), ((1, 1, 1), (0, 0, 20)), ((2, 1, 1), (9, 5, -8))])
 def test_an_organ_has_the_same_volume_and_place_on_every_grid(sizes, turn):
     def measure(shape, affine):
         label = make_phantom(4, shape, affine=affine)[1]

@@ -23,9 +23,7 @@ SHAPE, STEP = (18, 17, 16), 2.6
 
 
 def one_hot(label, num_classes=3):
-    return torch.from_numpy(
-        np.eye(num_classes, dtype=np.float32)[np.asarray(label)].transpose(3, 0, 1, 2).copy()
-    )
+    return torch.from_numpy(np.eye(num_classes, dtype=np.float32)[np.asarray(label)].transpose(3, 0, 1, 2).copy())
 
 
 def tokens_of(rows, shape):
@@ -92,9 +90,7 @@ def test_several_prototypes_a_class_are_its_clusters():
 
 
 def test_prototype_scores_by_hand():
-    reference = Reference(
-        tokens_of([(2, 0), (0, 5)], (2, 1, 1)), one_hot(np.array([0, 1]).reshape(2, 1, 1), 2)
-    )
+    reference = Reference(tokens_of([(2, 0), (0, 5)], (2, 1, 1)), one_hot(np.array([0, 1]).reshape(2, 1, 1), 2))
     scan = tokens_of([(1, 0), (0.6, 0.8), (-3, 4)], (3, 1, 1))
     found = prototype([reference], scan, temperature=0.5)
     cosines = np.array([[1, 0.6, -0.6], [0, 0.8, 0.8]])
@@ -103,9 +99,7 @@ def test_prototype_scores_by_hand():
 
 
 def test_a_class_without_a_token_wins_where_all_others_are_negative():
-    reference = Reference(
-        tokens_of([(1, 0), (0.6, 0.8)], (2, 1, 1)), one_hot(np.array([0, 1]).reshape(2, 1, 1), 3)
-    )
+    reference = Reference(tokens_of([(1, 0), (0.6, 0.8)], (2, 1, 1)), one_hot(np.array([0, 1]).reshape(2, 1, 1), 3))
     scan = tokens_of([(1, 0), (0, 1), (-1, 0), (0, -1)], (4, 1, 1))
     # cosines with class 0: 1, 0, -1, 0; with class 1: .6, .8, -.6, -.8; class 2 keeps the score 0
     found = prototype([reference], scan, temperature=0.1).flatten(1)
@@ -122,9 +116,7 @@ def test_prototypes_of_several_templates():
     scan = tokens_of([(0.6, 0.8), (0.8, -0.6)], (2, 1, 1))
 
     # class 0: (1, 0) and (0, 1) meet at 45 degrees; class 1: (0, 1) alone, `bare` has none
-    three = prototype(
-        [one, bare, Reference(two.tokens, one_hot(np.zeros((2, 1, 1), int), 2))], scan, temperature=1
-    )
+    three = prototype([one, bare, Reference(two.tokens, one_hot(np.zeros((2, 1, 1), int), 2))], scan, temperature=1)
     background = np.array([1, 0]) + np.array([1, 0]) + np.array([0, 1.0])
     background /= np.linalg.norm(background)
     scores = np.stack([[(0.6, 0.8) @ background, (0.8, -0.6) @ background], [0.8, -0.6]])

@@ -101,9 +101,7 @@ def rows(case, round, stage, dice, split="pool"):
 
 def test_report_of_round_0_alone(run):
     out, cohort = run
-    table = (
-        rows("p3", 0, "copied", 0.4) + rows("p3", 0, "propagated", 0.625) + rows("p2", 0, "propagated", 0.875)
-    )
+    table = rows("p3", 0, "copied", 0.4) + rows("p3", 0, "propagated", 0.625) + rows("p2", 0, "propagated", 0.875)
     write_csv(table, out / "metrics.csv")
     path = write_report(out, cohort)
     assert path == out / "report.html" and not list(out.glob("*partial*"))
@@ -142,14 +140,8 @@ def test_report_needs_nothing_from_outside(run):
 
 def test_report_shows_the_last_round(run):
     out, cohort = run
-    table = (
-        rows("p3", 0, "propagated", 0.5)
-        + rows("p3", 1, "predicted", 0.75)
-        + rows("p3", 10, "refined", 0.8125)
-    )
-    write_csv(
-        table + rows("p3", 2, "predicted", 0.7) + rows("v", 1, "predicted", 0.3, "val"), out / "metrics.csv"
-    )
+    table = rows("p3", 0, "propagated", 0.5) + rows("p3", 1, "predicted", 0.75) + rows("p3", 10, "refined", 0.8125)
+    write_csv(table + rows("p3", 2, "predicted", 0.7) + rows("v", 1, "predicted", 0.3, "val"), out / "metrics.csv")
     save(ball((9, 12, 14), radius=7), out / "round_10" / "labels" / "p3.nii.gz")
     before = write_report(out, cohort).read_text()
     assert "Dice 0.812 (round 0: 0.500)" in before
@@ -177,9 +169,7 @@ def test_report_keeps_to_its_cap(run):
     out, cohort = run
     page = Page(write_report(out, cohort, max_cases=2).read_text(encoding="utf-8"))
     assert "The first 2 of 4 cases." in page.text
-    assert [alt for alt in page.alts if "planes" in alt] == [
-        f"{n}, three planes" for n in (NAMES[0], "p3", "p<1>")
-    ]
+    assert [alt for alt in page.alts if "planes" in alt] == [f"{n}, three planes" for n in (NAMES[0], "p3", "p<1>")]
 
 
 def test_to_ras_turns_axes_and_spacing_alike():

@@ -70,9 +70,7 @@ def scan():
 # Readers
 
 
-@pytest.mark.parametrize(
-    "spacing, diagonal", [(None, (1, 1, 1)), (0.625, (0.625,) * 3), ((1, 2, 3), (1, 2, 3))]
-)
+@pytest.mark.parametrize("spacing, diagonal", [(None, (1, 1, 1)), (0.625, (0.625,) * 3), ((1, 2, 3), (1, 2, 3))])
 def test_hdf5_gets_its_affine_from_the_spacing(tmp_path, spacing, diagonal):
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -178,12 +176,8 @@ def test_intensities_are_normalised_on_the_stored_voxels(tmp_path, scan):
     found = image_chain(None, intensities="foreground")(item)["image"][0]
     np.testing.assert_allclose(found, (image - above.mean()) / above.std(ddof=1), atol=1e-4)
 
-    np.testing.assert_array_equal(
-        image_chain(None, intensities=None)(item)["image"][0], image.astype(np.float32)
-    )
-    with pytest.raises(
-        ValueError, match="intensities 'robust': expected one of percentiles, foreground, None"
-    ):
+    np.testing.assert_array_equal(image_chain(None, intensities=None)(item)["image"][0], image.astype(np.float32))
+    with pytest.raises(ValueError, match="intensities 'robust': expected one of percentiles, foreground, None"):
         image_chain(None, intensities="robust")
 
 
@@ -253,14 +247,10 @@ def test_antialiasing_has_the_stated_width():
     found = AntiAliasd("image", 4.0)(item)["image"]
     assert image.sum() == 1 and torch.equal(item["image"].as_tensor(), image)  # the item itself is left alone
     # ratios 4, 2 and 1: deviations 1.5, 0.5 and none
-    np.testing.assert_allclose(
-        found[0], gaussian_filter(image[0].numpy(), (1.5, 0.5, 0), truncate=3), atol=1e-7
-    )
+    np.testing.assert_allclose(found[0], gaussian_filter(image[0].numpy(), (1.5, 0.5, 0), truncate=3), atol=1e-7)
     np.testing.assert_allclose(found.affine, np.diag([1.0, 2, 4, 1]))
     place = np.arange(31) - 15.0
-    widths = [
-        float((found[0].sum(axes).numpy() * place**2).sum()) ** 0.5 for axes in ((1, 2), (0, 2), (0, 1))
-    ]
+    widths = [float((found[0].sum(axes).numpy() * place**2).sum()) ** 0.5 for axes in ((1, 2), (0, 2), (0, 1))]
     np.testing.assert_allclose(widths, (1.5, 0.5, 0), atol=0.05)
 
 
@@ -315,9 +305,7 @@ def test_the_patch_follows_ras_and_not_the_stored_axes():
 
 
 def test_the_working_spacing_by_hand():
-    grids = [
-        Grid(np.diag([*s, 1.0]), n) for s, n in (((1, 1, 2), (80, 100, 50)), ((1, 1, 1), (200, 200, 200)))
-    ]
+    grids = [Grid(np.diag([*s, 1.0]), n) for s, n in (((1, 1, 2), (80, 100, 50)), ((1, 1, 1), (200, 200, 200)))]
     grids.append(Grid(np.diag([0.5, 0.5, 1, 1]), (40, 40, 40)))
     # fields of view 800,000, 8,000,000 and 16,000 mm3: the median over 100,000 voxels is 8 mm3 each
     assert choose_spacing(grids, 100_000) == pytest.approx(2.0)

@@ -52,7 +52,9 @@ class MIND(nn.Module):
         statistics_weight: factor on those two; a descriptor of MIND-SSC lies in (0, 1].
     """
 
-    def __init__(self, dilations: Sequence[int] = (1, 2, 4), boxes: Sequence[int] = (3, 7, 15), statistics_weight: float = 0.5):
+    def __init__(
+        self, dilations: Sequence[int] = (1, 2, 4), boxes: Sequence[int] = (3, 7, 15), statistics_weight: float = 0.5
+    ):
         super().__init__()
         self.dilations, self.boxes, self.statistics_weight = tuple(dilations), tuple(boxes), statistics_weight
 

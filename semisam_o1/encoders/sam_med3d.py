@@ -147,9 +147,7 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
-def position_bias(
-    query: Tensor, padded_query: Tensor, table_d: Tensor, table_h: Tensor, table_w: Tensor
-) -> Tensor:
+def position_bias(query: Tensor, padded_query: Tensor, table_d: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
     """Queries (B, n, g, g, g, c) -> what is added to q . k / sqrt(c): (B, n, g^3, g^3), or g^3 + 1 keys.
 
     n heads of c channels; ``padded_query`` (n, 1, c) stands at the grid positions from g to K - 1; the tables

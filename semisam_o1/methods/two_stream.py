@@ -60,7 +60,7 @@ def prepare_batch(batch: dict, device=None, non_blocking: bool = False, **kwargs
 
 
 def published_loss() -> DiceCELoss:
-    """(CE + Dice)/2 on logits (B, C, H, W, D) and labels (B, 1, H, W, D); Dice with squared terms, background included."""
+    """(CE + Dice)/2 of logits (B, C, H, W, D) and labels (B, 1, H, W, D); Dice's terms squared, background included."""
     return DiceCELoss(
         to_onehot_y=True, softmax=True, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5,
         lambda_dice=0.5, lambda_ce=0.5,

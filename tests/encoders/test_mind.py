@@ -21,9 +21,7 @@ def plain_ssc(image, dilation):
     def value(place):
         return image[tuple(np.clip(place, 0, np.array(shape) - 1))]
 
-    steps = [
-        np.array(s) * dilation for s in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
-    ]
+    steps = [np.array(s) * dilation for s in ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))]
     pairs = [(i, j) for i, j in itertools.combinations(range(6), 2) if (steps[i] + steps[j]).any()]
     squared = np.zeros((len(pairs), *shape))
     for place in np.ndindex(shape):

@@ -17,9 +17,7 @@ from semisam_o1.encoders.sam_med3d import SAMMed3DEncoder, load_sam_med3d, norma
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")
 # A grid of 3 in windows of 5; block 0 is windowed, block 1 global.
-SMALL = dict(
-    image_size=12, patch_size=4, depth=2, width=16, heads=2, window=5, global_blocks=(1,), out_channels=6
-)
+SMALL = dict(image_size=12, patch_size=4, depth=2, width=16, heads=2, window=5, global_blocks=(1,), out_channels=6)
 
 
 class Model(nn.Module):

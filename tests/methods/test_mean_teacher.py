@@ -33,9 +33,7 @@ class Network(nn.Module):
 class Job:
     """A few iterations of training with a teacher; `watch` is called as each ends, the average updated."""
 
-    def __init__(
-        self, num_classes=2, iterations=6, marks=(True, False, False), length=3, watch=None, **settings
-    ):
+    def __init__(self, num_classes=2, iterations=6, marks=(True, False, False), length=3, watch=None, **settings):
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(1)
         items = [
@@ -52,9 +50,7 @@ class Job:
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=iterations // length,
-            train_data_loader=DataLoader(
-                items, batch_sampler=TwoStreamSampler(items, 1, 2, num_batches=length)
-            ),
+            train_data_loader=DataLoader(items, batch_sampler=TwoStreamSampler(items, 1, 2, num_batches=length)),
             epoch_length=length,
             network=self.network,
             optimizer=torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9),

@@ -87,8 +87,7 @@ def test_items_without_a_mark_are_templates():
 
 def test_batches_reach_the_loss_through_a_loader():
     items = [
-        {"image": torch.full((1, 2, 2, 2), n), "label": torch.zeros(1, 2, 2, 2), **item}
-        for n, item in enumerate(ITEMS)
+        {"image": torch.full((1, 2, 2, 2), n), "label": torch.zeros(1, 2, 2, 2), **item} for n, item in enumerate(ITEMS)
     ]
     loader = DataLoader(items, batch_sampler=TwoStreamSampler(items, 1, 2, num_batches=2))
     for batch in loader:
@@ -189,9 +188,7 @@ class Consistent(TwoStreamLoss):
         return logits[~labelled].square().mean()
 
 
-@pytest.mark.parametrize(
-    "marks", [(True, False, False, False), (True, True, False, True), (False, True, True, False)]
-)
+@pytest.mark.parametrize("marks", [(True, False, False, False), (True, True, False, True), (False, True, True, False)])
 def test_the_terms_are_weighted_and_summed(marks):
     logits, label = batch_of()
     labelled = torch.tensor(marks)
