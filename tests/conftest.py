@@ -2,7 +2,8 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before torch is imported
+# Before torch is imported, and for every process that a test starts: another number of threads, other last digits.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import h5py
 import pytest
@@ -14,8 +15,8 @@ SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -229,7 +229,7 @@ def test_sam_med3d_without_weights_says_what_to_put_where(phantom_dir, tmp_path,
 def test_paper_preset(phantom_dir, tmp_path, sam_weights):
     files = [str(CONFIGS / "train.json"), str(CONFIGS / "presets" / "paper.json")]
     ids = {k: v for k, v in SMALL.items() if k not in ("train_voxels", "feature_voxels")}
-    ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "pretrained_ckpt": sam_weights, "device": "cpu"}
+    ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "validation_interval": 2, "pretrained_ckpt": sam_weights, "device": "cpu"}
     done = bundle("training", str(files), dataset_dir=phantom_dir, output_dir=tmp_path, **ids)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "round_1" / "round1_best.pth").is_file()
