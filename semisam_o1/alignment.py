@@ -68,6 +68,11 @@ def turn_between(scan: Affine, template: Affine) -> torch.Tensor:
     return frame_rotation(template) @ frame_rotation(scan).T
 
 
+def is_turned(turn: torch.Tensor) -> bool:
+    """Whether a rotation (3, 3) is one to speak of: more than about a degree."""
+    return not torch.allclose(turn, torch.eye(3), atol=0.02)
+
+
 def pooled(tokens: Tokens, factor: int) -> Tokens:
     """Mean over cubes of ``factor`` tokens a side, the grid's middle kept: (C, H, W, D) -> (C, H/f, W/f, D/f)."""
     if factor == 1:
@@ -120,7 +125,7 @@ def align(
         return (error * inside).sum() / inside.sum().clamp(min=1) + OUTSIDE_COST * (1 - inside.mean())
 
     draw = np.random.RandomState(seed)
-    turns = [torch.eye(3)] + ([turn] if turn is not None and not torch.allclose(turn, torch.eye(3), atol=0.02) else [])
+    turns = [torch.eye(3)] + ([turn] if turn is not None and is_turned(turn) else [])
     candidates = [(base, torch.zeros(3)) for base in turns]
     for index in range(starts):
         shift = torch.tensor(draw.randn(3), dtype=torch.float32) * 0.12 * half

@@ -16,7 +16,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
-from semisam_o1.alignment import turn_between
+from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.export import write_confidence, write_entropy, write_label, write_text, write_weights
 from semisam_o1.features import Features, FeatureStore
@@ -78,12 +78,13 @@ def propagation_engine(
     """An engine that runs over cases and writes, for each, the templates' label carried there by ``propagate``.
 
     ``propagate`` is one of the functions of `propagation`. A scan that fails is named in ``engine.state.failed``
-    with its reason, and the others go on.
+    with its reason, and the others go on. A scan that stands oblique to the template has features in its stored
+    axes too (see `FeatureStore.frame`), as descriptors know no rotation: the surer of both labels is taken.
     Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
     """
     templates = [(case, store.load(case.name)) for case in cohort.templates]
     references = [reference(case, found, cohort.num_classes, cohort.hdf5_spacing) for case, found in templates]
-    folder = Path(output_dir)
+    folder, stored_frame = Path(output_dir), store.frame("stored")
 
     def process(engine: Engine, case: Case) -> dict | None:
         try:
@@ -91,6 +92,10 @@ def propagation_engine(
             turn = turn_between(found.scan.affine, templates[0][1].scan.affine)
             probabilities = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
             probabilities = to_grid(probabilities, found.affine, found.scan)
+            if is_turned(turn) and stored_frame.path(case.name).exists():
+                other = stored_frame.load(case.name)
+                other = to_grid(propagate(references, other.tokens, other.step_mm), other.affine, found.scan)
+                probabilities = min(probabilities, other, key=lambda p: float(entropy(p.clamp(0, 1)).mean()))
             floor = to_grid(copy(references, found.tokens), found.affine, found.scan)
         except (RuntimeError, ValueError, OSError) as error:
             log.warning("case %s: propagation failed and the scan is set aside: %s", case.name, error)

@@ -67,6 +67,10 @@ class FeatureStore:
         self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
         self.settings = f"{FORMAT} {encoder_key(encoder)} {self.spacing} {dtype} {settings}"
 
+    def frame(self, name: str) -> FeatureStore:
+        """The store, in a folder of this one, of features in another frame, e.g. the "stored" axes of oblique scans."""
+        return FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
+
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
 

@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 import semisam_o1
+from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_json, write_text
@@ -126,9 +127,16 @@ class Job:
 
     def features(self) -> None:
         with self._stage("features"):
-            evaluator = self._get("features#evaluator")
-            if len(evaluator.data_loader.dataset):
-                evaluator.run()
+            evaluators = [self._get("features#evaluator")]
+            template = self.cohort.grid(self.cohort.templates[0]).affine
+            cases = self.cohort.split(self._get("split"))
+            oblique = [case for case in cases if is_turned(turn_between(self.cohort.grid(case).affine, template))]
+            if oblique and self._get("feature_spacing"):
+                changed = {"frame": "stored", "feature_cases": oblique}
+                evaluators.append(self._get("features#evaluator", changed=changed))
+            for evaluator in evaluators:
+                if len(evaluator.data_loader.dataset):
+                    evaluator.run()
 
     def propagate(self) -> None:
         with self._stage("propagation"):

@@ -157,13 +157,15 @@ def image_chain(
     hdf5_key: str = "image",
     hdf5_spacing=None,
     intensities: str | None = "percentiles",
+    frame: str = "world",
 ) -> Compose:
     """``image`` from its file to the working space: (1, H, W, D), RAS, ``spacing`` mm.
 
     Intensities are normalised on the stored voxels, before anything is resampled, so that orientation, padding and
     obliqueness cannot change them: "percentiles" clips to the 1st and 99.5th and z-normalises, "foreground"
     z-normalises by the voxels above zero (as SAM-Med3D was trained), None leaves them. ``spacing`` None keeps the
-    stored grid (the published code's way).
+    stored grid (the published code's way). ``frame`` "world" turns oblique scans upright; "stored" keeps their own
+    axes, the nearest to RAS, for where the patient lay askew and not the scan.
     """
     steps = {
         "percentiles": [
@@ -176,7 +178,7 @@ def image_chain(
     if intensities not in steps:
         raise ValueError(f"intensities '{intensities}': expected one of {', '.join(map(str, steps))}.")
     load = LoadScand(Keys.IMAGE, dataset=hdf5_key, spacing=hdf5_spacing)
-    return Compose([load, *steps[intensities], *_resampling(Keys.IMAGE, spacing)])
+    return Compose([load, *steps[intensities], *_resampling(Keys.IMAGE, spacing, frame)])
 
 
 def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_spacing=None) -> Compose:
@@ -185,14 +187,14 @@ def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_
     return Compose([load, AsDiscreted(Keys.LABEL, to_onehot=num_classes), *_resampling(Keys.LABEL, spacing)])
 
 
-def _resampling(key: str, spacing: float | Sequence[float] | None) -> list:
+def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = "world") -> list:
     if spacing is None:
         return [EnsureTyped(key, dtype=torch.float32)]
     spacing = [float(s) for s in np.broadcast_to(spacing, 3)]
     return [
         Orientationd(key, axcodes="RAS", labels=None),
         AntiAliasd(key, spacing),
-        Spacingd(key, pixdim=spacing, diagonal=True, mode="bilinear", padding_mode="border"),
+        Spacingd(key, pixdim=spacing, diagonal=frame == "world", mode="bilinear", padding_mode="border"),
         EnsureTyped(key, dtype=torch.float32),
     ]
 
