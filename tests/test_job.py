@@ -15,6 +15,7 @@ import torch
 import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.encoders import SAMMed3DEncoder
+from semisam_o1.refinement import mean_dice
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
@@ -229,7 +230,8 @@ def test_sam_med3d_without_weights_says_what_to_put_where(phantom_dir, tmp_path,
 def test_paper_preset(phantom_dir, tmp_path, sam_weights):
     files = [str(CONFIGS / "train.json"), str(CONFIGS / "presets" / "paper.json")]
     ids = {k: v for k, v in SMALL.items() if k not in ("train_voxels", "feature_voxels")}
-    ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "validation_interval": 2, "pretrained_ckpt": sam_weights, "device": "cpu"}
+    ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "validation_interval": 2}
+    ids |= {"pretrained_ckpt": sam_weights, "device": "cpu"}
     done = bundle("training", str(files), dataset_dir=phantom_dir, output_dir=tmp_path, **ids)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "round_1" / "round1_best.pth").is_file()
@@ -263,3 +265,15 @@ def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments
 def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
     assert main(["propagate", str(phantom_dir), "--output", str(run), *small()]) == 2
     assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()
+
+
+def test_the_guard_turns_down_votes_that_leave_round_0(run, phantom_dir, tmp_path):
+    """Without it the unsure label of the two is replaced; with it a replaced one agrees no less with round 0."""
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), *small(guard=False)]) == 0
+    predicted, refined = (labels(tmp_path / "round_1" / stage) for stage in ("predictions", "labels"))
+    assert sum((predicted[name] != refined[name]).any() for name in refined) == 1
+    predicted, refined = (labels(run / "round_1" / stage) for stage in ("predictions", "labels"))
+    carried = labels(run / "round_0" / "labels")
+    for name, label in refined.items():
+        one, other = (mean_dice(*map(torch.tensor, (x, carried[name])), 3) for x in (label, predicted[name]))
+        assert one >= other

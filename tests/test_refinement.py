@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from semisam_o1.refinement import entropy, uncertain, volume_votes, vote_labels
+from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
 
 
 def test_entropy_by_hand():
@@ -66,3 +66,11 @@ def test_neighbours_are_resized_by_nearest_neighbour(shape):
     rows = [[i * small // large for i in range(large)] for small, large in zip(label.shape, shape)]
     found = vote_labels([label], [1.0], shape, 4)
     np.testing.assert_array_equal(found, label.numpy()[np.ix_(*rows)])
+
+
+def test_mean_dice_by_hand():
+    one = torch.tensor([0, 1, 1, 2]).reshape(4, 1, 1)
+    other = torch.tensor([1, 1, 0, 2]).reshape(4, 1, 1)
+    assert mean_dice(one, other, 3) == pytest.approx((2 * 1 / 4 + 1) / 2)
+    assert mean_dice(one, other, 4) == pytest.approx((2 * 1 / 4 + 1 + 1) / 3)  # neither has class 3
+    assert mean_dice(one, torch.zeros_like(one), 3) == 0

@@ -97,6 +97,13 @@ def test_past_the_warm_up_alpha_is_what_was_given():
     assert shares == pytest.approx([1, 1 / 2, 0.4, 0.4, 0.4, 0.4])
 
 
+def test_a_horizon_shortens_the_average_by_the_length_of_training():
+    """Half of six steps are three: the new weights' share is at least 1/3."""
+    shares = []
+    Job(watch=lambda job: shares.append(job.trainer.state.ema_momentum), alpha=0.99, horizon=0.5).run()
+    assert shares == pytest.approx([1, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
+
+
 def test_the_teacher_is_in_train_mode_and_learns_nothing_itself():
     seen = []
     job = Job(watch=lambda job: seen.append(job.method.teacher.seen)).run()
