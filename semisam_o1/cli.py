@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
 import math
+import os
 import sys
 from pathlib import Path
 
-import semisam_o1
-from semisam_o1.types import DatasetError, UserError
+# Threads that wait for one another by spinning slow a busy machine many times over; read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import semisam_o1  # noqa: E402
+from semisam_o1.types import DatasetError, UserError  # noqa: E402
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 
@@ -135,8 +140,9 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
     )
     for name in said:
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
-            known = ", ".join(sorted(k for k in workflow.parser.get() if not k.startswith("_")))
-            raise DatasetError(f"The config has no id '{name}'. Its ids: {known}.")
+            close = difflib.get_close_matches(name, workflow.parser.get())
+            hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
+            raise DatasetError(f"The config has no id '{name}': {hint}")
     workflow.parser.update(said)
     return workflow
 
