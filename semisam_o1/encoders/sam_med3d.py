@@ -225,7 +225,8 @@ def load_sam_med3d(
     if not path.is_file():
         raise FileNotFoundError(
             f"No SAM-Med3D weights at {path}. Get {CHECKPOINT.name} from the SAM-Med3D authors' release and "
-            f"put it at {CHECKPOINT}, or name its place with --set pretrained_ckpt=FILE. The encoder `mind` needs no weights."
+            f"put it at {CHECKPOINT}, or name its place with --set pretrained_ckpt=FILE. The encoder `mind` needs no "
+            "weights."
         )
     weights = _encoder_weights(_read(path), path)
     with torch.device("meta"):  # no time spent on initial values
