@@ -90,6 +90,8 @@ class Job:
         self.seed, self.rounds = int(parser.get_parsed_content("seed")), int(parser.get_parsed_content("num_rounds"))
         self.stages: list[dict] = []
         self.set_aside = dict(self.cohort.set_aside)
+        if (self.output / "run.json").is_file():  # a stage run again alone: what the others took stays on record
+            self.stages = json.loads((self.output / "run.json").read_text(encoding="utf-8"))["stages"]
 
     # What a user can ask for.
 
@@ -222,12 +224,14 @@ class Job:
         return Stopwatch(name, self._stage_done)
 
     def _stage_done(self, name: str, seconds: float, peak_mib: float) -> None:
+        self.stages = [stage for stage in self.stages if stage["stage"] != name]
         self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
         log.info("%s: %.0f s, peak %.0f MiB", name, seconds, peak_mib)
         self._write_run_json()
 
     def _begin(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
+        self.stages = []
         old = [*self.output.glob("round_*"), self.output / "pseudo_labels", self.output / "bundle"]
         for folder in old:  # results of an earlier run would pass for this one's
             if folder.is_dir():

@@ -277,3 +277,15 @@ def test_the_guard_turns_down_votes_that_leave_round_0(run, phantom_dir, tmp_pat
     for name, label in refined.items():
         one, other = (mean_dice(*map(torch.tensor, (x, carried[name])), 3) for x in (label, predicted[name]))
         assert one >= other
+
+
+def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    shutil.rmtree(copied / "round_2" / "predictions")
+    ids = {"dataset_dir": phantom_dir, "output_dir": copied, "device": "cpu", "round": 2} | SMALL
+    done = bundle("stage#prediction", CONFIGS / "train.json", **ids)
+    assert done.returncode == 0, done.stderr
+    assert_same_labels(run / "round_2" / "predictions", copied / "round_2" / "predictions")
+    stages = [stage["stage"] for stage in json.loads((copied / "run.json").read_text())["stages"]]
+    assert stages.count("round 2: prediction") == 1 and "propagation" in stages
