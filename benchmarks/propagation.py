@@ -1,83 +1,138 @@
-"""Round 0 without training: `nearest` against `prototype` and `copy`; Dice, seconds and memory a scan.
+"""Round 0 without training, against registration: Dice, seconds a scan and memory; one run, one table.
 
-    python -m benchmarks propagation [DIR] [--split test] [--cases N]
+    python -m benchmarks propagation [DIR] [--split test] [--cases N] [--template CASE] [--rivals] [--ablation]
 
-Without DIR: a made-up cohort. The encoder is `mind`; its time stands in a line of its own.
+Without DIR: a made-up cohort. The cases are a seeded draw. Features are counted in a line of their own.
 """
+
+from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import rivals
 from semisam_o1 import propagation
-from semisam_o1.alignment import turn_between
-from semisam_o1.datasets import open_cohort
+from semisam_o1.datasets import Cohort, open_cohort
 from semisam_o1.encoders import mind
-from semisam_o1.engine import reference
 from semisam_o1.features import FeatureStore, TokenInferer
 from semisam_o1.phantoms import write_demo_data
+from semisam_o1.round_0 import first_pass_engine, second_pass_engine, templates_of
 from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.transforms import choose_spacing, image_chain, read_volume, to_grid
+from semisam_o1.types import Case
 
-METHODS = {
-    "nearest": propagation.nearest,
-    "nearest, no deformation": partial(propagation.nearest, deformation=False),
-    "nearest, no alignment": partial(propagation.nearest, alignment=False),
+DRAW = 4  # seed of the cases that are drawn
+FIRST_PASSES = {
+    "no vote at borders": partial(propagation.nearest, neighbours=0),
+    "no displacement": partial(propagation.nearest, deformation=False),
+    "no alignment": partial(propagation.nearest, alignment=False),
+    "no principal components": partial(propagation.nearest, channels=1000),
     "prototype": propagation.prototype,
     "prototype, k = 32": partial(propagation.prototype, k=32),
     "copy": propagation.copy,
 }
+SECOND_PASSES = {"1 atlas": dict(atlases=1), "6 atlases": dict(atlases=6)}
 
 
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
     parser.add_argument("--split", default="pool", choices=("pool", "val", "test"))
-    parser.add_argument("--cases", type=int, default=12, help="at most so many, the first of the list")
+    parser.add_argument("--cases", type=int, default=12, help="at most so many, drawn by a fixed seed")
+    parser.add_argument("--template", nargs="+", default=[], metavar="CASE")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
+    parser.add_argument("--rivals", action="store_true", help="registration too; needs pip install .[bench]")
+    parser.add_argument("--ablation", action="store_true", help="each part of the default left out in turn")
+    parser.add_argument("--details", action="store_true", help="each case's Dice too")
 
 
 def run(options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = options.dataset_dir or write_demo_data(Path(folder) / "data")
-        cohort = open_cohort(root, check=False)
-        cases = [case for case in cohort.split(options.split) if case.label][: options.cases]
+        cohort = open_cohort(root, check=False, template=options.template)
+        cases = [case for case in cohort.split(options.split) if case.label]
+        order = np.random.RandomState(DRAW).permutation(len(cases))[: options.cases]
+        cases = [cases[i] for i in sorted(order)]
         spacing = choose_spacing([cohort.grid(case) for case in cohort.templates], options.voxels)
         store, rows = FeatureStore(Path(folder) / "features", mind(), spacing), []
         with Stopwatch("features", lambda *row: rows.append(row)):
             fill(store, cohort, [*cohort.templates, *cases], spacing)
-        print(f"\n{options.split}, {len(cases)} cases, working spacing {spacing} mm, {torch.get_num_threads()} threads")
+        print(f"\n{options.split}, {len(cases)} cases, template {cohort.templates[0].name}")
+        print(f"working spacing {spacing} mm, {torch.get_num_threads()} threads")
         print(f"features: {rows[0][1] / (len(cases) + 1):.1f} s a scan, peak {rows[0][2]:.0f} MiB")
-        print(f"{'method':26}{'mean':>8}{'median':>8}{'worst':>8}{'s/scan':>8}{'MiB':>8}")
-        for name, method in METHODS.items():
-            dice, seconds, peak = measure(method, store, cohort, cases)
-            print(f"{name:26}{np.mean(dice):8.3f}{np.median(dice):8.3f}{min(dice):8.3f}{seconds:8.1f}{peak:8.0f}")
+        print(f"{'method':30}{'mean':>8}{'median':>8}{'worst':>8}{'s/scan':>8}{'MiB':>8}", flush=True)
+        for name, labels, seconds, peak in competitors(options, store, cohort, cases, spacing, Path(folder)):
+            dice = [mean_dice(labels(case), case, cohort) for case in cases]
+            figures = f"{np.mean(dice):8.3f}{np.median(dice):8.3f}{min(dice):8.3f}{seconds:8.1f}{peak:8.0f}"
+            print(f"{name:30}{figures}", flush=True)
+            if options.details:
+                print("  " + " ".join(f"{case.name[:8]}:{value:.3f}" for case, value in zip(cases, dice)), flush=True)
 
 
-def fill(store: FeatureStore, cohort, cases, spacing: float) -> None:
+def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterator[tuple[str, Callable, float, float]]:
+    """Name, a function from case to label (H, W, D), seconds a case, peak MiB."""
+    count = len(cases)
+
+    def first_pass(name: str, propagate: Callable):
+        engine = first_pass_engine(store, cohort, propagate, folder / name)
+        return timed(lambda: engine.run(cases, epoch_length=count), folder / name, count)
+
+    label, *figures = first_pass("ours", partial(propagation.nearest, seed=1337))
+    kept = {case.name: label(case) for case in cases}  # before the second pass writes its own
+    yield "first pass alone", lambda case: kept[case.name], *figures
+    for name, settings in ({"default, both passes": {}} | (SECOND_PASSES if options.ablation else {})).items():
+        engine = second_pass_engine(store, cohort, cases, folder / "ours", **settings)
+        yield name, *timed(lambda engine=engine: engine.run(cases, epoch_length=count), folder / "ours", count)
+    names = FIRST_PASSES if options.ablation else ("prototype", "copy")
+    for name in names:
+        yield name, *first_pass(name, FIRST_PASSES[name])
+    if options.rivals:
+        if not rivals.AVAILABLE:
+            raise SystemExit("--rivals needs ANTs and convexAdam: pip install -c constraints.txt .[bench]")
+        for name, method in {"ANTs SyN": rivals.ants_syn, "ANTs affine + convexAdam": rivals.ants_convex_adam}.items():
+            yield name, *rival(method, store, cohort, cases, spacing)
+
+
+def timed(work: Callable, folder: Path, count: int) -> tuple[Callable, float, float]:
+    """What engines wrote to ``folder``/labels, seconds a case and peak MiB."""
+    rows: list[tuple] = []
+    with Stopwatch("work", lambda *row: rows.append(row)):
+        work()
+
+    def label(case: Case) -> np.ndarray:
+        return read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int)
+
+    return label, rows[0][1] / count, rows[0][2]
+
+
+def rival(method: Callable, store, cohort: Cohort, cases: Sequence[Case], spacing: float):
+    (_, reference), *_ = templates_of(store, cohort)
+    chain = image_chain(spacing, cohort.hdf5_key, cohort.hdf5_spacing)
+    template = chain(cohort.templates[0].item())["image"][0].numpy()
+    rows, labels, seconds = [], {}, 0.0
+    with Stopwatch("rival", lambda *row: rows.append(row)):
+        for case in cases:
+            image = chain(case.item())["image"]
+            began = time.perf_counter()
+            shares = method(template, reference.label, image[0].numpy(), spacing, 0)
+            labels[case.name] = to_grid(shares, image.affine, cohort.grid(case)).argmax(0).numpy()
+            seconds += time.perf_counter() - began
+    return lambda case: labels[case.name], seconds / len(cases), rows[0][2]
+
+
+def fill(store: FeatureStore, cohort: Cohort, cases: Sequence[Case], spacing: float) -> None:
     chain, inferer = image_chain(spacing, cohort.hdf5_key, cohort.hdf5_spacing), TokenInferer()
     for case in cases:
         tokens = inferer(chain(case.item())["image"][None], store.encoder)
         store.save(case, tokens.as_tensor()[0], np.asarray(tokens.affine).reshape(-1, 4, 4)[0], cohort.grid(case))
 
 
-def measure(method, store: FeatureStore, cohort, cases) -> tuple[list[float], float, float]:
-    """Dice of each case, seconds a case and peak memory in MiB."""
-    found = [(case, store.load(case.name)) for case in cohort.templates]
-    references = [reference(case, features, cohort.num_classes, cohort.hdf5_spacing) for case, features in found]
-    dice, rows, seconds = [], [], 0.0
-    with Stopwatch("method", lambda *row: rows.append(row)):
-        for case in cases:
-            scan = store.load(case.name)
-            began = time.perf_counter()
-            turn = turn_between(scan.scan.affine, found[0][1].scan.affine)
-            probabilities = method(references, scan.tokens, step_mm=scan.step_mm, turn=turn)
-            label = to_grid(probabilities, scan.affine, scan.scan).argmax(0).numpy()
-            seconds += time.perf_counter() - began
-            truth = read_volume(case.label, "label", cohort.hdf5_spacing)[0].numpy().astype(int)
-            pairs = [(label == c, truth == c) for c in range(1, cohort.num_classes)]
-            dice.append(float(np.mean([2 * (p & t).sum() / max(1, p.sum() + t.sum()) for p, t in pairs])))
-    return dice, seconds / len(cases), rows[0][2]
+def mean_dice(label: np.ndarray, case: Case, cohort: Cohort) -> float:
+    truth = read_volume(case.label, "label", cohort.hdf5_spacing)[0].numpy().astype(int)
+    pairs = [(label == number, truth == number) for number in range(1, cohort.num_classes)]
+    return float(np.mean([2 * (p & t).sum() / max(1, p.sum() + t.sum()) for p, t in pairs]))

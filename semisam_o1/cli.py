@@ -79,6 +79,15 @@ def parser() -> argparse.ArgumentParser:
     _setting_options(validate)
     validate.set_defaults(action=_validate)
 
+    suggest = commands.add_parser("suggest-template", help="which scan to outline first, or next; needs no label")
+    suggest.add_argument("dataset_dir", metavar="DIR")
+    suggest.add_argument("--top", type=int, default=5, help="how many to name (5)")
+    suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans that are outlined already")
+    suggest.add_argument("--output", type=Path, default=Path("suggestion"), help="folder of the page with pictures")
+    suggest.add_argument("--spacing", type=float, nargs="+", help="voxel size of HDF5 scans, mm")
+    suggest.add_argument("--seed", type=int, default=0)
+    suggest.set_defaults(action=_suggest)
+
     demo = commands.add_parser("demo-data", help="write a small made-up cohort with truth for every case")
     demo.add_argument("output", type=Path, metavar="OUT")
     demo.add_argument("--cases", type=int, default=12)
@@ -205,6 +214,19 @@ def _validate(options) -> None:
     settings = {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}
     batch = math.prod(parse("patch_size")) * (parse("labelled_batch") + parse("pool_batch"))
     print(validate_text(cohort, settings | {"batch_voxels": batch}))
+
+
+def _suggest(options) -> None:
+    from semisam_o1.suggest import suggest_template
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    found = suggest_template(
+        options.dataset_dir, options.output, options.top, options.given, spacing=options.spacing, seed=options.seed
+    )
+    print(f"{'rank':>4}  {'distance':>8}  case")
+    for suggestion in found:
+        print(f"{suggestion.rank:4}  {suggestion.distance:8.4f}  {suggestion.case}")
+    print(f"pictures and reasons: {options.output / 'suggestion.html'}")
 
 
 def _demo_data(options) -> None:

@@ -381,6 +381,27 @@ def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
     return list(cases.values())
 
 
+def images_alone(dataset_dir: str | Path) -> list[Case]:
+    """The scans of a data set's train.txt, or without that list all that val.txt and test.txt do not name.
+
+    Labels are neither needed nor looked at.
+
+    Raises:
+        DatasetError: there is no image, or a list cannot be used.
+    """
+    root, problems = Path(dataset_dir).expanduser(), []
+    images, _ = _find_files(root, problems)
+    _stop(root, problems)
+    lists = {split: _read_list(root / file, images, problems) for split, file in LISTS.items()}
+    _stop(root, problems)
+    kept = {name for split in ("val", "test") for name in lists[split] or ()}
+    names = lists["pool"] if lists["pool"] is not None else [name for name in images if name not in kept]
+    found = [_case(name, "pool", images, {}, problems) for name in names]
+    for problem in problems:
+        logger.warning("case %s: %s; %s", problem.case, problem.found, problem.remedy)
+    return [case for case in found if case is not None]
+
+
 def image_files(folder: str | Path) -> list[Path]:
     """The images of a folder, or of its ``images`` or ``data`` where it has one, sorted."""
     folder = Path(folder).expanduser()

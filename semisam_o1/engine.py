@@ -1,4 +1,4 @@
-"""Ignite engines for what needs no training, and the handlers that put results on disk."""
+"""The refinement between rounds as an Ignite engine, and the handlers that put results on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,11 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
-from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
-from semisam_o1.export import write_confidence, write_entropy, write_label, write_text, write_weights
-from semisam_o1.features import Features, FeatureStore
-from semisam_o1.propagation import Reference, copy
+from semisam_o1.export import write_entropy, write_label, write_text, write_weights
+from semisam_o1.features import FeatureStore
 from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
-from semisam_o1.transforms import Grid, case_grid, label_chain, read_volume, to_grid
+from semisam_o1.transforms import case_grid, read_volume, to_grid
 from semisam_o1.types import Case
 
 log = logging.getLogger("semisam_o1")
@@ -59,68 +57,6 @@ class ItemProgress:
         batch = engine.state.batch
         name = batch.name if isinstance(batch, Case) else batch["case"][0]
         log.info("%s %d of %d: %s", self.what, engine.state.iteration, engine.state.epoch_length, name)
-
-
-def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None) -> Reference:
-    """A template as propagation takes it: its tokens, and the share of each class in the space of each token."""
-    label = label_chain(features.step_mm, num_classes, hdf5_spacing)(case.item())[Keys.LABEL]
-    shares = to_grid(label, label.affine, Grid(features.affine, tuple(features.tokens.shape[1:])))
-    return Reference(features.tokens, shares.clamp(min=0) / shares.sum(0).clamp(min=1e-6))
-
-
-def propagation_engine(
-    store: FeatureStore,
-    cohort: Cohort,
-    propagate: Callable,
-    output_dir: str | Path,
-    handlers: Sequence = (),
-) -> Engine:
-    """An engine that runs over cases and writes, for each, the templates' label carried there by ``propagate``.
-
-    ``propagate`` is one of the functions of `propagation`. A scan that fails is named in ``engine.state.failed``
-    with its reason, and the others go on. A scan that stands oblique to the template has features in its stored
-    axes too (see `FeatureStore.frame`), as descriptors know no rotation: the surer of both labels is taken.
-    Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
-    """
-    templates = [(case, store.load(case.name)) for case in cohort.templates]
-    references = [reference(case, found, cohort.num_classes, cohort.hdf5_spacing) for case, found in templates]
-    folder, stored_frame = Path(output_dir), store.frame("stored")
-
-    def process(engine: Engine, case: Case) -> dict | None:
-        try:
-            found = store.load(case.name)
-            turn = turn_between(found.scan.affine, templates[0][1].scan.affine)
-            probabilities = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
-            probabilities = to_grid(probabilities, found.affine, found.scan)
-            if is_turned(turn) and stored_frame.path(case.name).exists():
-                other = stored_frame.load(case.name)
-                other = to_grid(propagate(references, other.tokens, other.step_mm), other.affine, found.scan)
-                probabilities = min(probabilities, other, key=lambda p: float(entropy(p.clamp(0, 1)).mean()))
-            floor = to_grid(copy(references, found.tokens), found.affine, found.scan)
-        except (RuntimeError, ValueError, OSError) as error:
-            log.warning("case %s: propagation failed and the scan is set aside: %s", case.name, error)
-            engine.state.failed[case.name] = f"propagation failed: {error}"
-            return None
-        write_label(folder / "labels" / f"{case.name}.nii.gz", probabilities.argmax(0).numpy(), case.image, found.scan)
-        write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
-        best = probabilities.amax(0).numpy()
-        write_confidence(folder / "confidence" / f"{case.name}.nii.gz", best, case.image, found.scan)
-        engine.state.uncertainty[case.name] = float(entropy(probabilities.clamp(0, 1)).mean())
-        return {"case": case.name, Keys.PRED: probabilities}
-
-    engine = Engine(process)
-
-    @engine.on(Events.STARTED)
-    def clear(engine: Engine) -> None:
-        engine.state.failed, engine.state.uncertainty = {}, {}
-
-    @engine.on(Events.COMPLETED)
-    def finish(engine: Engine) -> None:
-        UncertaintyList(folder / "uncertainty.csv").write(engine.state.uncertainty)
-
-    for handler in handlers:
-        handler.attach(engine)
-    return engine
 
 
 def refinement_engine(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,6 +232,11 @@ def _palette() -> Image.Image:
     picture = Image.new("P", (1, 1))
     picture.putpalette([value for entry in entries for value in entry])
     return picture
+
+
+def picture_tag(png: bytes, text: str) -> str:
+    """A picture inside a page that asks nothing of a network; ``text`` for those who cannot see it."""
+    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def png(figure: Figure) -> bytes:

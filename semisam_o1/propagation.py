@@ -1,8 +1,7 @@
 """One label carried to another scan by feature similarity: per-class probabilities on the scan's tokens (pure).
 
 Every method is called alike: with references (each a template's tokens and label), the scan's tokens, the step of
-both grids in mm and the scan's turn (see `alignment.align`), which some leave unused. It gives probabilities
-(num_classes, H', W', D') that sum to 1.
+both grids in mm and the scan's turn (see `alignment.align`), which some leave unused. It gives a `Propagated`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import align, centred_points, deform, principal, sample
+from semisam_o1.alignment import AffineMap, align, centred_points, deform, principal, sample
 from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a place where its share of the warped label exceeds this within reach
+CELLS = 128  # of the border vote's index: a quarter of the exact search's time, labels the same
 
 
 class Reference(NamedTuple):
@@ -29,13 +29,23 @@ class Reference(NamedTuple):
     label: Probabilities
 
 
-def copy(
-    references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turn=None, seed: int = 0
-) -> Probabilities:
+class Propagated(NamedTuple):
+    """``probabilities`` (num_classes, H', W', D') on the scan's tokens, summing to 1, and how they came there.
+
+    to_template: from positions in the scan to positions in the first template, where the method aligned them.
+    residual: mean squared descriptor distance left between scan and the template that fits best.
+    """
+
+    probabilities: Probabilities
+    to_template: AffineMap | None = None
+    residual: float = float("nan")
+
+
+def copy(references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turn=None, seed: int = 0) -> Propagated:
     """The templates' mean label stretched over the scan, whatever the scan shows: the floor for any propagation."""
     shape = tuple(scan.shape[1:])
     stretched = [F.interpolate(r.label[None], shape, mode="trilinear", align_corners=False)[0] for r in references]
-    return torch.stack(stretched).mean(0)
+    return Propagated(torch.stack(stretched).mean(0))
 
 
 def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
@@ -61,7 +71,7 @@ def prototype(
     k: int = 1,
     temperature: float = 0.1,
     seed: int = 0,
-) -> Probabilities:
+) -> Propagated:
     """Softmax over cos(token, prototype of class c) / ``temperature``; with one prototype a class, as published.
 
     Several templates: the mean of their prototypes, normalised again (k = 1), or all of them (k > 1), where a
@@ -75,7 +85,7 @@ def prototype(
         if own:
             centres = torch.cat(own) if k > 1 else F.normalize(torch.stack(own).mean(0), dim=1)
             scores[number] = (centres @ vectors).amax(0)
-    return (scores / temperature).softmax(0).reshape(-1, *scan.shape[1:])
+    return Propagated((scores / temperature).softmax(0).reshape(-1, *scan.shape[1:]))
 
 
 def label_radius(label: Probabilities) -> float:
@@ -99,14 +109,14 @@ def nearest(
     step_mm: float,
     turn: torch.Tensor | None = None,
     neighbours: int = 15,
-    position_weight: float = 3.0,
+    position_weight: float = 2.0,
     band: float = 0.25,
     max_references: int = 20000,
     channels: int = 16,
     alignment: bool = True,
     deformation: bool = True,
     seed: int = 0,
-) -> Probabilities:
+) -> Propagated:
     """The template's label in warped position, and near its borders a vote of the most similar template tokens.
 
     For each template: an affine map (`align`) and a displacement (`deform`) carry the label to the scan. In a band
@@ -116,35 +126,39 @@ def nearest(
 
     Args:
         references, scan: on grids of ``step_mm`` mm; turn: see `align`.
-        neighbours: how many vote.
+        neighbours: how many vote; 0 for no vote.
         position_weight: of a distance of one label radius, beside a descriptor's distance.
         band: reach of the band to both sides of the border, in label radii.
         max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
-        channels: of the descriptors, by principal components, for alignment and deformation.
+        channels: of the descriptors, by principal components of the template's.
         alignment, deformation: off, the template's grid is stretched over the scan's.
     """
-    results, residuals = [], []
+    results, residuals, maps = [], [], []
     for reference in references:
-        points = centred_points(scan.shape[1:], step_mm)
+        basis = principal(reference.tokens, channels)
+        moving, fixed = basis(reference.tokens), basis(scan)
+        points, residual, to_template = centred_points(scan.shape[1:], step_mm), 1.0, None
         if alignment:
-            moving, fixed = principal(reference.tokens, scan, channels)
             to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)
+            displacement = 0.0
             if deformation:
                 displacement, residual = deform(moving, fixed, step_mm, to_template)
-                points = to_template(points) + displacement
-            else:
-                points = to_template(points)
+            points = to_template(points) + displacement
         else:
-            extents = torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:])
-            points, residual = points * extents, 1.0
+            points = points * (torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:]))
         carried = sample(reference.label, points, step_mm)
-        vote = border_vote(
-            reference, scan, points, carried, step_mm, neighbours, position_weight, band, max_references, seed
-        )
-        results.append((F.avg_pool3d(F.pad(vote[None], (1,) * 6, mode="replicate"), 3, 1)[0] + carried) / 2)
+        if neighbours:
+            template = Reference(moving, reference.label)
+            vote = border_vote(
+                template, fixed, points, carried, step_mm, neighbours, position_weight, band, max_references, seed
+            )
+            carried = (F.avg_pool3d(F.pad(vote[None], (1,) * 6, mode="replicate"), 3, 1)[0] + carried) / 2
+        results.append(carried)
         residuals.append(max(residual, 1e-6))
+        maps.append(to_template)
     weights = torch.exp(-torch.tensor(residuals) / min(residuals))
-    return torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
+    mean = torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
+    return Propagated(mean, maps[0], min(residuals))
 
 
 def border_vote(
@@ -176,7 +190,7 @@ def border_vote(
     own = centred_points(reference.tokens.shape[1:], step_mm)
     vectors = torch.cat([reference.tokens.flatten(1).T[known], weight * own.reshape(-1, 3)[known]], 1)
     queries = torch.cat([scan.flatten(1).T[asked], weight * points.reshape(-1, 3)[asked]], 1)
-    distance, found = nearest_vectors(vectors.numpy(), queries.numpy(), neighbours)
+    distance, found = nearest_vectors(vectors.numpy(), queries.numpy(), neighbours, CELLS, seed=seed)
     votes = torch.from_numpy(np.exp(-distance / max(float(np.median(distance)), 1e-12)))
     shares = reference.label.flatten(1).T[known][torch.from_numpy(found)]  # (asked, neighbours, num_classes)
     result = carried.flatten(1).clone()

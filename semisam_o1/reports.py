@@ -6,7 +6,6 @@ holds its pictures and styles and asks nothing of a network.
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 
 from semisam_o1.export import write_text
 from semisam_o1.metrics import SPLITS, STAGES, read_csv, summary
-from semisam_o1.pictures import TRUTH_COLOUR, case_picture, class_colour, png, to_ras
+from semisam_o1.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
 from semisam_o1.transforms import HDF5_SUFFIXES, read_volume
 from semisam_o1.types import Case
 
@@ -194,11 +193,7 @@ def _numbers(rows: Sequence[Mapping], classes: Mapping[int, str], unit: str) -> 
         cells += [_Number(means.get(key, float("nan"))) for means in each] + [_Number(line["jaccard_mean"])]
         lines.append(cells + [_Distance(line["hd95_mm_mean"]), _Distance(line["asd_mm_mean"])])
     note = "<p>Jaccard, HD95 and ASD are means over the cases; each case counts as the mean of its classes.</p>"
-    return _table(head, lines) + note + _image(_chart(table), "mean Dice of each round")
-
-
-def _image(png: bytes, text: str) -> str:
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return _table(head, lines) + note + picture_tag(_chart(table), "mean Dice of each round")
 
 
 def _final_label(run_dir: Path, name: str) -> Path | None:
@@ -251,4 +246,4 @@ def _figure(case: Case, label: Path | None, cohort, note: str, is_template: bool
         png = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
     except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad file must not cost the page
         return f"<figure><p>No picture: {escape(str(error))}</p>{caption}</figure>"
-    return f"<figure>{_image(png, f'{case.name}, three planes')}{caption}</figure>"
+    return f"<figure>{picture_tag(png, f'{case.name}, three planes')}{caption}</figure>"

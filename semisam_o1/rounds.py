@@ -28,12 +28,13 @@ from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
 from semisam_o1.reports import write_report
+from semisam_o1.round_0 import QualityList
 from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.trained import write_bundle
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
+ACTIONS = ("imports", "initialize", "run", "training", "propagate", "suggest", "cohort")  # ids that are not settings
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
@@ -100,11 +101,14 @@ class Job:
         self._begin()
         self.features()
         self.propagate()
+        self.judge(0)
         for number in range(1, self.rounds + 1):
             self.train(number)
             self.predict(number)
             if number < self.rounds or self._get("refine_last"):
                 self.refine(number)
+        if self.rounds:
+            self.judge(self.rounds)
         self.finish()
 
     def propagate_alone(self) -> None:
@@ -115,6 +119,7 @@ class Job:
         self._begin()
         self.features()
         self.propagate()
+        self.judge(0)
         self.finish()
 
     def prepare_round(self) -> None:
@@ -141,11 +146,32 @@ class Job:
                     evaluator.run()
 
     def propagate(self) -> None:
+        """The first pass, the second and the quality estimate of round 0; the latter two where they are asked for."""
         with self._stage("propagation"):
-            engine = self._get("propagation#engine")
-            cases = self.cohort.split(self._get("split"))
-            engine.run(cases, max_epochs=1, epoch_length=len(cases))
-            self.set_aside |= engine.state.failed
+            failed = self._over_cases("propagation#engine")
+            self.set_aside |= failed
+        if self._get("second_pass"):
+            with self._stage("second pass"):
+                self._over_cases("propagation#second_pass")
+
+    def judge(self, number: int) -> None:
+        """What the labels of round ``number`` are worth, without truth; see `quality`."""
+        if self._get("quality_estimate"):
+            with self._stage(f"round {number}: quality", number):
+                labels = self._labels_dir(number)
+                self._over_cases("propagation#quality", number, {"judged_dir": str(labels)})
+
+    def _over_cases(self, id: str, number: int | None = None, changed: dict | None = None) -> dict[str, str]:
+        """Run an engine over the split's cases that are not set aside; gives those that failed, with reasons."""
+        engine = self._get(id, number, changed)
+        cases = [case for case in self.cohort.split(self._get("split")) if case.name not in self.set_aside]
+        engine.run(cases, max_epochs=1, epoch_length=len(cases))
+        return engine.state.failed
+
+    def _labels_dir(self, number: int) -> Path:
+        """Where the labels are that a round ends with."""
+        folder = self.output / f"round_{number}"
+        return folder / "labels" if (folder / "labels").is_dir() else folder / "predictions"
 
     def train(self, number: int) -> None:
         with self._stage(f"round {number}: training", number):
@@ -240,8 +266,7 @@ class Job:
         self._write_run_json()
 
     def _hand_out(self) -> None:
-        last = self.output / f"round_{self.rounds}"
-        source = last / "labels" if (last / "labels").is_dir() else last / "predictions"
+        source = self._labels_dir(self.rounds)
         target = self.output / "pseudo_labels"
         target.mkdir(exist_ok=True)
         for case in self.cohort.split(self._get("split")):
@@ -250,9 +275,14 @@ class Job:
                 os.replace(target / f".{case.name}.partial", target / f"{case.name}.nii.gz")
 
     def _write_review(self) -> None:
-        uncertainty = UncertaintyList(self.output / f"round_{self.rounds}" / "uncertainty.csv").read()
-        names = {case.name for case in self.cohort.split(self._get("split"))}
-        rows = [f"{name},{value:.6f}," for name, value in uncertainty.items() if name in names]
+        """The cases to look at, those first that are trusted least."""
+        last = self.output / f"round_{self.rounds}"
+        uncertainty, quality = UncertaintyList(last / "uncertainty.csv").read(), QualityList(last / "quality.csv").read()
+        names = [case.name for case in self.cohort.split(self._get("split")) if case.name in uncertainty]
+        predicted = {name: quality[name].predicted_dice for name in names if name in quality}
+        names.sort(key=lambda name: (predicted.get(name, 1.0), -uncertainty[name], name))
+        said = {name: f"{predicted[name]:.4f}" if name in predicted else "" for name in names}
+        rows = [f"{name},{uncertainty[name]:.6f},{said[name]}" for name in names]
         write_text(self.output / "review.csv", "\n".join(["case,uncertainty,predicted_dice", *rows]) + "\n")
 
     def _write_run_json(self) -> None:

@@ -12,6 +12,7 @@ from semisam_o1.alignment import (
     align,
     centred_points,
     deform,
+    distances,
     frame_rotation,
     pooled,
     principal,
@@ -138,7 +139,8 @@ def test_principal_keeps_distances():
         torch.tensor(basis @ rng.standard_normal((4, n)) + 3, dtype=torch.float32).reshape(20, *shape)
         for n, shape in ((60, (3, 4, 5)), (24, (2, 3, 4)))
     )
-    found = principal(template, scan, 4)
+    basis = principal(template, 4)
+    found = basis(template), basis(scan)
     assert [x.shape for x in found] == [(4, 3, 4, 5), (4, 2, 3, 4)]
     before = cdist(template.flatten(1).T, scan.flatten(1).T)
     np.testing.assert_allclose(cdist(found[0].flatten(1).T, found[1].flatten(1).T), before, atol=1e-4)
@@ -147,16 +149,33 @@ def test_principal_keeps_distances():
 def test_principal_takes_the_directions_of_largest_variance():
     template = smooth_volume(4, (6, 6, 6), channels=6)
     template *= torch.tensor([1.0, 5, 0.1, 3, 0.2, 0.3])[:, None, None, None]
-    found, _ = principal(template, template, 2)
+    found = principal(template, 2)(template)
     flat = template.flatten(1).numpy()
     spectrum = np.linalg.svd(flat - flat.mean(1, keepdims=True), compute_uv=False)
     norms = np.linalg.norm(found.flatten(1).numpy(), axis=1)
     np.testing.assert_allclose(sorted(norms), sorted(spectrum[:2]), rtol=1e-4)
 
 
-def test_principal_leaves_few_channels_alone():
+def test_principal_leaves_few_channels_as_they_are_but_for_the_mean():
     template, scan = smooth_volume(5), smooth_volume(6)
-    assert principal(template, scan, 3) == (template, scan)
+    mean = template.mean((1, 2, 3), keepdim=True)
+    np.testing.assert_allclose(principal(template, 3)(scan), scan - mean, atol=1e-6)
+
+
+def test_through_the_template_from_one_scan_to_another():
+    one, other = known_map(8), known_map(-20, scale=0.9, shift=(1.0, 2.0, -4.0))
+    points = centred_points((2, 3, 4), 7.0)
+    np.testing.assert_allclose(other(one.then_back(other)(points)), one(points), atol=1e-4)
+
+
+def test_distances_by_hand():
+    fixed = torch.arange(5.0).reshape(1, 5, 1, 1)
+    moving = fixed + 3
+    shifts = torch.tensor([[0.0, 0, 0], [-2.0, 0, 0]])  # the second looks one token (2 mm) further left
+    found = distances(moving, fixed, 2.0, torch.eye(3).repeat(2, 1, 1), shifts)
+    np.testing.assert_allclose(found, [9, 4 + 0.15 / 5], rtol=1e-5)  # and at one place finds nothing there
+    every = distances(moving, fixed, 2.0, torch.eye(3)[None], shifts[:1], every=2)
+    np.testing.assert_allclose(every, [9], rtol=1e-5)
 
 
 # Known maps
@@ -241,7 +260,7 @@ def test_deform_finds_a_known_displacement_again(matrix):
     assert error.mean() < 0.35 * truth[inside].norm(dim=-1).mean()
     after = float((sample(template, to_template(points) + found, STEP) - scan).square().mean())
     assert after < 0.25 * before
-    assert distance == pytest.approx(after, rel=0.1)
+    assert distance == pytest.approx(after, rel=0.2)
 
 
 def test_deform_stays_where_nothing_is_to_gain():

@@ -94,7 +94,9 @@ def test_tables(run):
     }  # fmt: skip
     review = list(csv.DictReader((run / "review.csv").open()))
     assert [list(row) for row in review] == [["case", "uncertainty", "predicted_dice"]] * 2
-    assert float(review[0]["uncertainty"]) >= float(review[1]["uncertainty"])
+    assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
+    quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))
+    assert [row["case"] for row in quality] == [row["case"] for row in review]
 
 
 def test_run_json_holds_settings_stages_and_versions(run, phantom_dir):
@@ -104,7 +106,8 @@ def test_run_json_holds_settings_stages_and_versions(run, phantom_dir):
     assert settings["dataset_dir"] == str(phantom_dir) and settings["train_spacing"] > 0
     assert record["template"] and record["set_aside"] == {} and record["versions"]["torch"] == torch.__version__
     stages = [stage["stage"] for stage in record["stages"]]
-    assert stages[:3] == ["features", "propagation", "round 1: training"] and stages[-1] == "evaluation"
+    assert stages[:4] == ["features", "propagation", "second pass", "round 0: quality"]
+    assert stages[4] == "round 1: training" and stages[-2:] == ["round 2: quality", "evaluation"]
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mib"] > 0 for stage in record["stages"])
 
 

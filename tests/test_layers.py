@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 # From top to bottom. A name is a module or a folder of the package; `__init__` is the package itself.
 LAYERS = (
     {"cli", "__main__"},
-    {"rounds", "reports", "workflow"},
+    {"rounds", "reports", "suggest", "workflow"},
     {
         "checks",
         "config",
@@ -30,11 +30,12 @@ LAYERS = (
         "networks",
         "phantoms",
         "pictures",
+        "round_0",
         "stopwatch",
         "trained",
         "transforms",
     },
-    {"alignment", "propagation", "refinement"},
+    {"alignment", "atlases", "propagation", "quality", "refinement"},
     {"neighbours", "types", "__init__"},
 )
 HEIGHT = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -23,6 +23,18 @@ def test_nearest_is_brute_force(dtype):
     np.testing.assert_allclose(distance, np.sort(squared, 1)[:, :5], atol=1e-4)
 
 
+def test_search_in_cells_finds_nearly_all_and_the_same_each_time():
+    rng = np.random.default_rng(3)
+    references = rng.standard_normal((4000, 6))
+    queries = references[:300] + 0.05 * rng.standard_normal((300, 6))
+    _, exact = nearest(references, queries, 5)
+    distance, found = nearest(references, queries, 5, cells=32)
+    recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact, found)])
+    assert 0.8 < recall < 1  # fewer were compared, and almost all were found
+    assert (np.diff(distance, axis=1) >= 0).all()
+    np.testing.assert_array_equal(found, nearest(references, queries, 5, cells=32)[1])
+
+
 def test_any_memory_layout_is_taken():
     references, queries = np.arange(24.0).reshape(3, 8)[:, ::2].T, np.arange(24.0).reshape(3, 8)[:, 1::2].T
     distance, index = nearest(references, queries, 1)

@@ -7,17 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation, zoom
 
+from semisam_o1 import propagation
 from semisam_o1.encoders import mind
 from semisam_o1.phantoms import make_phantom
-from semisam_o1.propagation import (
-    Reference,
-    class_prototypes,
-    copy,
-    label_radius,
-    nearest,
-    prototype,
-    reach_of,
-)
+from semisam_o1.propagation import Reference, class_prototypes, label_radius, reach_of
 
 SHAPE, STEP = (18, 17, 16), 2.6
 
@@ -41,6 +34,18 @@ def phantom(seed):
 @pytest.fixture(scope="module")
 def first():
     return phantom(0)
+
+
+def copy(*args, **settings):
+    return propagation.copy(*args, **settings).probabilities
+
+
+def prototype(*args, **settings):
+    return propagation.prototype(*args, **settings).probabilities
+
+
+def nearest(*args, **settings):
+    return propagation.nearest(*args, **settings).probabilities
 
 
 def dice(found, label, number):

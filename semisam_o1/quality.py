@@ -1,0 +1,112 @@
+"""How good a propagated label is, judged without truth (pure functions).
+
+Three witnesses: the label carried back to the template by an alignment of its own must fall on the template's; it
+must agree with what the most similar scans say; and the scan must look like those that its label comes from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from semisam_o1.alignment import align, centred_points, deform, principal, sample
+from semisam_o1.propagation import Reference
+from semisam_o1.types import Probabilities, Tokens
+
+# Of the prediction: measured on left atria and hippocampi, see docs/results/propagation.md.
+ERROR_PER_DOUBT = 0.84
+SOUND_BACK, SOUND_AGREEMENT = 0.6, 0.7  # below these the label itself, and not its borders alone, is in question
+
+
+class Quality(NamedTuple):
+    """What is known of a label without truth; each is a column of quality.csv.
+
+    predicted_dice: the sum of it. carried_back: soft Dice with the template's label, carried back. agreement: soft
+    Dice with the probabilities that round 0 came to. unlikeness: descriptor distance to the scans that the label
+    came from. back_residual: the distance left by the way back. folding: of the label, what the way back turns
+    inside out. roughness: surface over volume, per token.
+    """
+
+    predicted_dice: float
+    carried_back: float
+    agreement: float
+    unlikeness: float
+    back_residual: float
+    folding: float
+    roughness: float
+
+
+class WayBack(NamedTuple):
+    """Where each of the template's places lies in a scan: ``points`` (H, W, D, 3) in mm, and the distance left."""
+
+    points: torch.Tensor
+    residual: float
+
+
+def back_propagate(
+    template: Tokens, scan: Tokens, step_mm: float, channels: int = 16, seed: int = 1, turn: torch.Tensor | None = None
+) -> WayBack:
+    """From template to scan by an alignment of its own, from its own starts.
+
+    Never the inverse of the way forth, which would agree with itself. ``turn``: from template to scan, see `align`.
+    """
+    basis = principal(template, channels)
+    fixed, moving = basis(template), basis(scan)
+    to_scan, _ = align(moving, fixed, step_mm, turn, seed=seed)
+    displacement, residual = deform(moving, fixed, step_mm, to_scan, (40, 30, 15))
+    return WayBack(to_scan(centred_points(fixed.shape[1:], step_mm)) + displacement, residual)
+
+
+def soft_dice(one: Probabilities, other: Probabilities, overlap: str = "min") -> float:
+    """Mean over the foreground classes of 2 |p and q| / (sum p + sum q); a class that both lack is left out.
+
+    |p and q| is the sum of min(p, q), or with ``overlap`` "product" of p q: the expected overlap of a hard label
+    with a truth of which probabilities are known.
+    """
+    both = torch.minimum(one, other) if overlap == "min" else one * other
+    total = (one + other)[1:].flatten(1).sum(1)
+    there = total > 1e-3
+    return float((2 * both[1:].flatten(1).sum(1)[there] / total[there]).mean()) if there.any() else 1.0
+
+
+def folding(points: torch.Tensor, weight: torch.Tensor) -> float:
+    """The share of ``weight`` (H, W, D) where a map of the grid, ``points`` (H, W, D, 3), is turned inside out."""
+    steps = [torch.gradient(points, dim=axis)[0] for axis in range(3)]
+    turned = torch.linalg.det(torch.stack(steps, -1)) <= 0
+    return float((weight * turned).sum() / weight.sum().clamp(min=1e-6))
+
+
+def roughness(label: Probabilities) -> float:
+    """Surface over volume of the foreground classes, per token, by total variation along the axes."""
+    surface = sum(label[1:].diff(dim=axis).abs().sum() for axis in (1, 2, 3))
+    return float(surface / label[1:].sum().clamp(min=1))
+
+
+def judge(
+    template: Reference,
+    label: Probabilities,
+    propagated: Probabilities,
+    back: WayBack,
+    step_mm: float,
+    unlikeness: float,
+) -> Quality:
+    """All that can be said of ``label`` (num_classes, H', W', D'), shares on the scan's tokens.
+
+    The error of a sound label is in proportion to doubt, the geometric mean of (1 - agreement), roughness, unlikeness
+    and the residual of the way back: how thick the border's uncertainty is, times how much border there is.
+
+    Args:
+        template: with its label, on its own tokens. propagated: the probabilities that round 0 came to.
+        back: see `back_propagate`. unlikeness: see `Quality`.
+    """
+    hard = F.one_hot(label.argmax(0), len(label)).movedim(-1, 0).float()
+    agreement = soft_dice(hard, propagated, "product")
+    carried_back = soft_dice(sample(label, back.points, step_mm), template.label)
+    rough = roughness(label)
+    doubt = (max(1 - agreement, 1e-6) * rough * unlikeness * back.residual) ** 0.25
+    sound = min(1.0, carried_back / SOUND_BACK) * min(1.0, agreement / SOUND_AGREEMENT)
+    predicted = max(0.0, 1 - ERROR_PER_DOUBT * doubt) * sound
+    folded = folding(back.points, 1 - template.label[0])
+    return Quality(predicted, carried_back, agreement, unlikeness, back.residual, folded, rough)

@@ -1,0 +1,287 @@
+"""Round 0 as Ignite engines over cases: the first pass, the second, and the quality estimate.
+
+They speak through files in the folder of round 0: ``labels/``, ``confidence/`` and ``copied/`` are for people, the
+arrays in ``work/`` for the next engine.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys as Keys
+
+from semisam_o1.alignment import AffineMap, coarse, is_turned, principal, turn_between
+from semisam_o1.atlases import Atlas, carried_from, fuse, unlikeness
+from semisam_o1.datasets import Cohort
+from semisam_o1.engine import UncertaintyList
+from semisam_o1.export import whole, write_confidence, write_label, write_text
+from semisam_o1.features import Features, FeatureStore
+from semisam_o1.propagation import Propagated, Reference, copy
+from semisam_o1.quality import Quality, WayBack, back_propagate, judge
+from semisam_o1.refinement import entropy
+from semisam_o1.transforms import Grid, label_chain, to_grid
+from semisam_o1.types import Case, Probabilities
+
+log = logging.getLogger("semisam_o1")
+CANDIDATES = 100  # scans that are compared with a scan in search of its atlases, the nearest by global descriptor
+
+
+class WorkFiles:
+    """Arrays of one kind that an engine leaves for the next: one HDF5 file a case, floats kept as float16 or whole."""
+
+    def __init__(self, round_dir: str | Path, kind: str):
+        self.folder = Path(round_dir) / "work" / kind
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.h5"
+
+    def has(self, name: str, key: str) -> bool:
+        if not self.path(name).exists():
+            return False
+        with h5py.File(self.path(name), "r") as file:
+            return key in file
+
+    def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
+        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text."""
+        with whole(self.path(name)) as aside, h5py.File(aside, "w") as file:
+            for key, tensor in half.items():
+                file[key] = tensor.numpy().astype(np.float16)
+            for key, value in plain.items():
+                file[key] = value.numpy() if isinstance(value, torch.Tensor) else value
+
+    def load(self, name: str, keys: Iterable[str]) -> list:
+        """Tensors (float32) of ``keys``, and text as text."""
+        with h5py.File(self.path(name), "r") as file:
+            values = [file[key][()] for key in keys]
+        return [v.decode() if isinstance(v, bytes) else torch.as_tensor(v, dtype=torch.float32) for v in values]
+
+
+class QualityList:
+    """case -> `Quality`, kept as a CSV, the least trusted first."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def write(self, values: dict[str, Quality]) -> None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["case", *Quality._fields])
+        for name, quality in sorted(values.items(), key=lambda row: (row[1].predicted_dice, row[0])):
+            rows.writerow([name, *(f"{value:.4f}" for value in quality)])
+        write_text(self.path, text.getvalue())
+
+    def read(self) -> dict[str, Quality]:
+        """Empty where none has been written."""
+        if not self.path.exists():
+            return {}
+        with open(self.path, encoding="utf-8", newline="") as file:
+            return {row["case"]: Quality(*(float(row[f]) for f in Quality._fields)) for row in csv.DictReader(file)}
+
+
+def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None, label=None) -> Reference:
+    """A labelled scan as propagation takes it: its tokens, and the share of each class in the space of each token.
+
+    ``label`` names another file than the case's own.
+    """
+    shares = label_chain(features.step_mm, num_classes, hdf5_spacing)(case.item(label))[Keys.LABEL]
+    shares = to_grid(shares, shares.affine, Grid(features.affine, tuple(features.tokens.shape[1:])))
+    return Reference(features.tokens, shares.clamp(min=0) / shares.sum(0).clamp(min=1e-6))
+
+
+def templates_of(store: FeatureStore, cohort: Cohort) -> list[tuple[Features, Reference]]:
+    found = [(case, store.load(case.name)) for case in cohort.templates]
+    return [(features, reference(case, features, cohort.num_classes, cohort.hdf5_spacing)) for case, features in found]
+
+
+def write_results(folder: Path, case: Case, probabilities: Probabilities, found: Features) -> float:
+    """Label and confidence of one case in the scan's own grid; gives the mean entropy there, nats."""
+    probabilities = to_grid(probabilities, found.affine, found.scan)
+    write_label(folder / "labels" / f"{case.name}.nii.gz", probabilities.argmax(0).numpy(), case.image, found.scan)
+    best = probabilities.amax(0).numpy()
+    write_confidence(folder / "confidence" / f"{case.name}.nii.gz", best, case.image, found.scan)
+    return float(entropy(probabilities.clamp(0, 1)).mean())
+
+
+def case_engine(process: Callable[[Case], float | None], what: str, handlers: Sequence) -> Engine:
+    """An engine over cases. One that fails is named in ``engine.state.failed`` with its reason, the others go on.
+
+    What ``process`` gives of a case, if anything, is kept in ``engine.state.values``.
+    """
+
+    def step(engine: Engine, case: Case) -> None:
+        try:
+            value = process(case)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, error)
+            engine.state.failed[case.name] = f"{what} failed: {error}"
+            return
+        if value is not None:
+            engine.state.values[case.name] = value
+
+    engine = Engine(step)
+
+    @engine.on(Events.STARTED)
+    def clear(engine: Engine) -> None:
+        engine.state.failed, engine.state.values = {}, {}
+
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
+
+
+def first_pass_engine(
+    store: FeatureStore, cohort: Cohort, propagate: Callable, output_dir: str | Path, handlers: Sequence = ()
+) -> Engine:
+    """Writes, for each case, the templates' label carried there by ``propagate``, one of `propagation`'s functions.
+
+    A scan that stands oblique to the template has features in its stored axes too (see `FeatureStore.frame`), as
+    descriptors know no rotation: that is taken in which it fits the template better.
+    Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
+    """
+    templates = templates_of(store, cohort)
+    references = [reference for _, reference in templates]
+    basis = principal(references[0].tokens, 16)
+    folder, stored = Path(output_dir), store.frame("stored")
+    drafts = WorkFiles(folder, "first")
+
+    def process(case: Case) -> float:
+        found, frame = store.load(case.name), "world"
+        turn = turn_between(found.scan.affine, templates[0][0].scan.affine)
+        floor = to_grid(copy(references, found.tokens).probabilities, found.affine, found.scan)
+        result: Propagated = propagate(references, found.tokens, step_mm=found.step_mm, turn=turn)
+        if is_turned(turn) and stored.path(case.name).exists():
+            other = stored.load(case.name)
+            second = propagate(references, other.tokens, step_mm=other.step_mm)
+            if not second.residual > result.residual:
+                found, result, frame = other, second, "stored"
+        small = {"residual": result.residual, "frame": frame}
+        if result.to_template is not None:
+            pooled_tokens, _ = coarse(basis(found.tokens), references[0].tokens)
+            small |= {"matrix": result.to_template.matrix, "shift": result.to_template.shift, "coarse": pooled_tokens}
+        drafts.save(case.name, {"probabilities": result.probabilities}, small)
+        write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
+        return write_results(folder, case, result.probabilities, found)
+
+    engine = case_engine(process, "propagation", handlers)
+
+    @engine.on(Events.COMPLETED)
+    def finish(engine: Engine) -> None:
+        UncertaintyList(folder / "uncertainty.csv").write(engine.state.values)
+
+    return engine
+
+
+def second_pass_engine(
+    store: FeatureStore,
+    cohort: Cohort,
+    cases: Sequence[Case],
+    output_dir: str | Path,
+    atlases: int = 3,
+    iterations: Sequence[int] = (20, 20, 10),
+    channels: int = 16,
+    handlers: Sequence = (),
+) -> Engine:
+    """Each label of the first pass joined with those of the ``atlases`` scans most like it; see `atlases`.
+
+    Left alone where the first pass aligned nothing (`copy`, `prototype`).
+    """
+    folder, drafts = Path(output_dir), WorkFiles(output_dir, "first")
+    agreed = WorkFiles(output_dir, "agreed")
+    template = store.load(cohort.templates[0].name)
+    basis = principal(template.tokens, channels)
+    _, factor = coarse(template.tokens[:1], template.tokens)
+    names = [case.name for case in cases if drafts.has(case.name, "matrix")]
+    descriptors = store.descriptors(names) if names else np.empty((0, 0))
+    if not names:
+        log.info("second pass: the first aligned nothing to the template, labels left alone")
+
+    def tokens_of(name: str) -> tuple[Features, torch.Tensor]:
+        (frame,) = drafts.load(name, ["frame"])
+        found = (store if frame == "world" else store.frame(frame)).load(name)
+        return found, basis(found.tokens)
+
+    @functools.lru_cache(4 * CANDIDATES)
+    def place_of(name: str) -> tuple[torch.Tensor, AffineMap]:
+        pooled_tokens, matrix, shift = drafts.load(name, ["coarse", "matrix", "shift"])
+        return pooled_tokens, AffineMap(matrix, shift)
+
+    def process(case: Case) -> float | None:
+        if case.name not in names:
+            return None
+        found, tokens = tokens_of(case.name)
+        step = found.step_mm
+        pooled_tokens, place = place_of(case.name)
+        order = np.argsort(-descriptors @ descriptors[names.index(case.name)], kind="stable")
+        others = [names[i] for i in order if names[i] != case.name][:CANDIDATES]
+        values = unlikeness(pooled_tokens, place, [place_of(name) for name in others], step * factor)
+        chosen = [others[i] for i in values.argsort(stable=True)[:atlases]]
+        (own,) = drafts.load(case.name, ["probabilities"])
+        carried = []
+        for name in chosen:
+            atlas = Atlas(tokens_of(name)[1], *drafts.load(name, ["probabilities"]), place_of(name)[1])
+            carried.append(carried_from(atlas, tokens, place, step, iterations))
+        if carried:
+            own, _ = fuse(own, *zip(*carried))
+            unlike = float(values.sort().values[:atlases].mean())
+            agreed.save(case.name, {"probabilities": own}, {"atlases": chosen, "unlikeness": unlike})
+        return write_results(folder, case, own, found)
+
+    engine = case_engine(process, "the second pass", handlers)
+
+    @engine.on(Events.COMPLETED)
+    def finish(engine: Engine) -> None:
+        first = UncertaintyList(folder / "uncertainty.csv")
+        first.write(first.read() | engine.state.values)
+
+    return engine
+
+
+def quality_engine(
+    store: FeatureStore,
+    cohort: Cohort,
+    labels_dir: str | Path,
+    output_dir: str | Path,
+    propagated_dir: str | Path,
+    handlers: Sequence = (),
+) -> Engine:
+    """Judges the labels in ``labels_dir`` without truth and writes ``output_dir``/quality.csv; see `quality`.
+
+    The way back from scan to template is found once and kept with round 0 (``propagated_dir``), so that labels of
+    later rounds are judged in no time.
+    """
+    (features, template), *_ = templates_of(store, cohort)
+    drafts, agreed, back = (WorkFiles(propagated_dir, kind) for kind in ("first", "agreed", "back"))
+
+    def process(case: Case) -> Quality:
+        frame, residual = drafts.load(case.name, ["frame", "residual"])
+        found = (store if frame == "world" else store.frame(frame)).load(case.name)
+        if not back.path(case.name).exists():
+            turn = turn_between(features.scan.affine, found.scan.affine) if frame == "world" else None
+            way = back_propagate(template.tokens, found.tokens, found.step_mm, turn=turn)
+            back.save(case.name, {"points": way.points}, {"residual": way.residual})
+        way = WayBack(*back.load(case.name, ["points", "residual"]))
+        label = Path(labels_dir) / f"{case.name}.nii.gz"
+        shares = reference(case, found, cohort.num_classes, cohort.hdf5_spacing, label).label
+        if agreed.path(case.name).exists():
+            propagated, unlikeness = agreed.load(case.name, ["probabilities", "unlikeness"])
+        else:
+            propagated, unlikeness = drafts.load(case.name, ["probabilities"])[0], residual
+        way = way._replace(residual=float(way.residual))
+        return judge(template, shares, propagated, way, found.step_mm, float(unlikeness))
+
+    engine = case_engine(process, "the quality estimate", handlers)
+
+    @engine.on(Events.COMPLETED)
+    def finish(engine: Engine) -> None:
+        QualityList(Path(output_dir) / "quality.csv").write(engine.state.values)
+
+    return engine
