@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import propagation
+from benchmarks import propagation, quality
 
-BENCHMARKS = {"propagation": propagation}
+BENCHMARKS = {"propagation": propagation, "quality": quality}
 
 
 def main() -> None:

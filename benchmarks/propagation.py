@@ -32,11 +32,11 @@ FIRST_PASSES = {
     "no vote at borders": partial(propagation.nearest, neighbours=0),
     "no displacement": partial(propagation.nearest, deformation=False),
     "no alignment": partial(propagation.nearest, alignment=False),
-    "no principal components": partial(propagation.nearest, channels=1000),
     "prototype": propagation.prototype,
     "prototype, k = 32": partial(propagation.prototype, k=32),
     "copy": propagation.copy,
 }
+RIVALS = {"syn": ("ANTs SyN", rivals.ants_syn), "convexadam": ("ANTs affine + convexAdam", rivals.ants_convex_adam)}
 SECOND_PASSES = {"1 atlas": dict(atlases=1), "6 atlases": dict(atlases=6)}
 
 
@@ -46,7 +46,9 @@ def options(parser) -> None:
     parser.add_argument("--cases", type=int, default=12, help="at most so many, drawn by a fixed seed")
     parser.add_argument("--template", nargs="+", default=[], metavar="CASE")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
-    parser.add_argument("--rivals", action="store_true", help="registration too; needs pip install .[bench]")
+    parser.add_argument(
+        "--rivals", nargs="*", choices=tuple(RIVALS), help="registration too; needs pip install .[bench]"
+    )
     parser.add_argument("--ablation", action="store_true", help="each part of the default left out in turn")
     parser.add_argument("--details", action="store_true", help="each case's Dice too")
 
@@ -91,10 +93,10 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
     names = FIRST_PASSES if options.ablation else ("prototype", "copy")
     for name in names:
         yield name, *first_pass(name, FIRST_PASSES[name])
-    if options.rivals:
+    if options.rivals is not None:
         if not rivals.AVAILABLE:
             raise SystemExit("--rivals needs ANTs and convexAdam: pip install -c constraints.txt .[bench]")
-        for name, method in {"ANTs SyN": rivals.ants_syn, "ANTs affine + convexAdam": rivals.ants_convex_adam}.items():
+        for name, method in (RIVALS[key] for key in options.rivals or RIVALS):
             yield name, *rival(method, store, cohort, cases, spacing)
 
 

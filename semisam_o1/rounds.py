@@ -57,18 +57,22 @@ def image_items(cases: Sequence[Case]) -> list[dict]:
     return [{"case": case.name, "image": str(case.image)} for case in cases]
 
 
-def training_items(cohort: Cohort, output_dir: str | Path, round: int) -> list[dict]:
+def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predicted_dice: float = 0.0) -> list[dict]:
     """What round ``round`` learns from: templates with their labels, the pool with those of the round before.
 
-    A pool scan without a label of that round (its propagation failed) is left out.
+    A pool scan without a label of that round (its propagation failed) is left out, and so is one whose label is
+    judged to be worth less than ``min_predicted_dice``; where none is worth more, all are taken.
     """
-    folder = Path(output_dir) / f"round_{round - 1}" / "labels"
+    folder = Path(output_dir) / f"round_{round - 1}"
+    quality = QualityList(folder / "quality.csv").read()
     items = [case.item() | {"labelled": True} for case in cohort.templates]
-    for case in cohort.pool:
-        label = folder / f"{case.name}.nii.gz"
-        if label.exists():
-            items.append(case.item(label) | {"labelled": False})
-    return items
+    pool = [case for case in cohort.pool if (folder / "labels" / f"{case.name}.nii.gz").exists()]
+    poor = [case for case in pool if case.name in quality and quality[case.name].predicted_dice < min_predicted_dice]
+    if poor and len(poor) < len(pool):
+        names = ", ".join(case.name for case in poor)
+        log.info("labels left out of training, judged below a Dice of %g: %s", min_predicted_dice, names)
+        pool = [case for case in pool if case not in poor]
+    return items + [case.item(folder / "labels" / f"{case.name}.nii.gz") | {"labelled": False} for case in pool]
 
 
 class Job:
@@ -277,7 +281,10 @@ class Job:
     def _write_review(self) -> None:
         """The cases to look at, those first that are trusted least."""
         last = self.output / f"round_{self.rounds}"
-        uncertainty, quality = UncertaintyList(last / "uncertainty.csv").read(), QualityList(last / "quality.csv").read()
+        uncertainty, quality = (
+            UncertaintyList(last / "uncertainty.csv").read(),
+            QualityList(last / "quality.csv").read(),
+        )
         names = [case.name for case in self.cohort.split(self._get("split")) if case.name in uncertainty]
         predicted = {name: quality[name].predicted_dice for name in names if name in quality}
         names.sort(key=lambda name: (predicted.get(name, 1.0), -uncertainty[name], name))

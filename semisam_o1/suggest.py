@@ -73,7 +73,7 @@ def suggest_template(
     spacing=None,
     seed: int = 0,
 ) -> list[Suggestion]:
-    """The ``top`` scans to outline, best first, as a page ``suggestion.html`` too; scans of val.txt and test.txt stay out.
+    """The ``top`` scans to outline, best first, on a page ``suggestion.html`` too; val.txt and test.txt stay out.
 
     Args:
         given: cases outlined already; then the next is sought.
@@ -85,7 +85,9 @@ def suggest_template(
     cases = images_alone(dataset_dir)
     names = [case.name for case in cases]
     if unknown := [name for name in given if name not in names]:
-        raise DatasetError(f"--given {' '.join(unknown)}: no such scan in {dataset_dir}; it has {', '.join(names[:5])} ...")
+        raise DatasetError(
+            f"--given {' '.join(unknown)}: no such scan in {dataset_dir}; it has {', '.join(names[:5])} ..."
+        )
     cases, scans, step = pooled_scans(cases, feature_voxels, image_key, spacing)
     names = [case.name for case in cases]
     table = distance_table(scans, step, seed)
@@ -109,7 +111,9 @@ def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spa
         except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad scan among many is set aside
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
     if len(readable) < 2:
-        raise DatasetError(f"{len(readable)} readable scans: at least two are needed to say which stands for the others.")
+        raise DatasetError(
+            f"{len(readable)} readable scans: at least two are needed to say which stands for the others."
+        )
     step = choose_spacing(grids, feature_voxels)
     chain, encoder, inferer = image_chain(step, image_key, spacing), mind(), TokenInferer()
     scans, kept, factor = [], [], None
@@ -151,7 +155,7 @@ def write_page(path: Path, found, cases, scores, given, image_key, spacing) -> N
     write_text(
         path,
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Which scan to outline</title></head>'
-        f"<body style=\"font: 15px/1.45 system-ui, sans-serif; max-width: 60em; margin: 2em auto\">"
+        f'<body style="font: 15px/1.45 system-ui, sans-serif; max-width: 60em; margin: 2em auto">'
         f"<h1>Which scan to outline{already}</h1><p>Of {len(cases)} scans, those whose label would carry best to the"
         f" others, judged by descriptors after alignment; no label was looked at.</p>{''.join(parts)}</body></html>\n",
     )

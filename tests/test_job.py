@@ -14,8 +14,12 @@ import torch
 
 import semisam_o1
 from semisam_o1.cli import main
+from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import SAMMed3DEncoder
+from semisam_o1.quality import Quality
 from semisam_o1.refinement import mean_dice
+from semisam_o1.round_0 import QualityList
+from semisam_o1.rounds import training_items
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
@@ -195,6 +199,22 @@ def test_evaluate_predicts_what_is_missing(run, phantom_dir, tmp_path, capsys):
 def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
     assert main(["validate", str(phantom_dir)]) == 0
     assert "pool" in capsys.readouterr().out
+
+
+def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path):
+    cohort, folder = open_cohort(phantom_dir), tmp_path / "round_0"
+    shutil.copytree(run / "round_0" / "labels", folder / "labels")
+    names = [case.name for case in cohort.pool]
+    values = {name: Quality(0.9, 1, 1, 0, 0, 0, 0) for name in names}
+
+    def learnt(least: float) -> list[str]:
+        QualityList(folder / "quality.csv").write(values)
+        return [item["case"] for item in training_items(cohort, tmp_path, 1, least) if not item["labelled"]]
+
+    assert learnt(0.6) == names
+    values[names[0]] = values[names[0]]._replace(predicted_dice=0.59)
+    assert learnt(0.6) == names[1:] and learnt(0.5) == names
+    assert learnt(0.95) == names  # nothing would be left
 
 
 @pytest.mark.parametrize("method", ["copy", "prototype"])

@@ -83,7 +83,7 @@ def test_a_failure_with_which_round_0_agrees_is_found_by_the_way_back(carried):
     wrong = torch.roll(found.probabilities, (4, -4, 3), (1, 2, 3))
     label = one_hot(wrong.argmax(0).numpy())
     quality = judge(template, label, wrong, back, STEP, 0.1)
-    assert quality.agreement > 0.7 and quality.predicted_dice < 0.6
+    assert quality.agreement > 0.6 and quality.predicted_dice < 0.6
 
 
 def test_the_way_back_is_its_own(carried):

@@ -1,0 +1,114 @@
+"""Does predicted_dice know good labels from bad? Rank correlation with true Dice, and labels spoiled on purpose.
+
+    python -m benchmarks quality RUN DIR
+
+RUN: a folder of `semisam-o1 propagate DIR` or `run DIR`; its round 0 is judged. Every scan's label is spoiled in
+four ways: shifted, cut, exchanged for another scan's, and carried over from a wrong start (there the spoiled label
+takes the place of what round 0 came to, as it would if round 0 had failed). Bad is a true Dice under 0.6.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+
+from benchmarks.propagation import mean_dice
+from semisam_o1.alignment import centred_points, rotation, sample
+from semisam_o1.datasets import open_cohort
+from semisam_o1.encoders import mind
+from semisam_o1.features import FeatureStore
+from semisam_o1.propagation import label_radius
+from semisam_o1.quality import WayBack, judge
+from semisam_o1.round_0 import WorkFiles, templates_of
+from semisam_o1.transforms import to_grid
+
+BAD = 0.6
+FALSE_ALARMS = 0.1
+
+
+def options(parser) -> None:
+    parser.add_argument("run_dir", metavar="RUN", nargs="?")
+    parser.add_argument("dataset_dir", metavar="DIR", nargs="?")
+
+
+def run(options) -> None:
+    if options.run_dir is None:
+        print("quality: needs RUN and DIR, left out")
+        return
+    folder = Path(options.run_dir)
+    record = json.loads((folder / "run.json").read_text())
+    logging.getLogger("semisam_o1").setLevel(logging.ERROR)
+    cohort = open_cohort(options.dataset_dir, template=record["template"], check=False)
+    cases = [case for case in cohort.split(record["settings"]["split"]) if case.label]
+    store = FeatureStore(folder / "features", mind(), record["settings"]["feature_spacing"])
+    (_, template), *_ = templates_of(store, cohort)
+    first, agreed, back = (WorkFiles(folder / "round_0", kind) for kind in ("first", "agreed", "back"))
+    draw = np.random.RandomState(0)
+    rows = []  # kind, true Dice, predicted Dice, carried back, agreement
+    labels = {case.name: agreed.load(case.name, ["probabilities"])[0] for case in cases}
+    for case in cases:
+        found = store.load(case.name)
+        way = WayBack(*back.load(case.name, ["points", "residual"]))
+        way = way._replace(residual=float(way.residual))
+        (unlikeness,) = agreed.load(case.name, ["unlikeness"])
+        propagated = labels[case.name]
+        matrix, shift = first.load(case.name, ["matrix", "shift"])
+        spoiled = spoil(propagated, labels, case.name, template, (matrix, shift), found.step_mm, draw)
+        for kind, label in {"good": propagated, **spoiled}.items():
+            hard = F.one_hot(label.argmax(0), cohort.num_classes).movedim(-1, 0).float()
+            stands = label if kind == "wrong start" else propagated
+            quality = judge(template, hard, stands, way, found.step_mm, float(unlikeness))
+            dice = mean_dice(to_grid(label, found.affine, found.scan).argmax(0).numpy(), case, cohort)
+            rows.append((kind, dice, quality.predicted_dice, quality.carried_back, quality.agreement))
+    report(rows)
+
+
+def spoil(label, labels: dict, name: str, template, place, step_mm: float, draw) -> dict[str, torch.Tensor]:
+    """Four wrong labels (num_classes, H, W, D) on the scan's tokens."""
+    shape, radius = label.shape[1:], label_radius(label)
+    direction = draw.randn(3)
+    offset = np.rint(direction / np.linalg.norm(direction) * radius * draw.uniform(0.6, 1.5)).astype(int)
+    cut, axis = label.clone(), draw.randint(3)
+    places = (label[0] < 0.5).nonzero()[:, axis].float()
+    until = int(places.quantile(draw.uniform(0.5, 0.8))) + 1
+    part = [slice(None)] * 4
+    part[1 + axis] = slice(None, until)
+    cut[tuple(part)] = 0
+    cut[0][tuple(part[1:])] = 1
+    names = [other for other in labels if other != name]
+    other = labels[names[draw.randint(len(names))]]
+    matrix, shift = place
+    wrong = rotation(draw.randn(3) * 0.4) * float(np.exp(draw.randn() * 0.25)) @ matrix
+    astray = torch.tensor(draw.randn(3) * radius * step_mm * 0.5, dtype=torch.float32)
+    points = centred_points(shape, step_mm) @ wrong.T + shift + astray
+    return {
+        "shifted": torch.roll(label, tuple(int(n) for n in offset), (1, 2, 3)),
+        "cut": cut,
+        "another scan's": F.interpolate(other[None], shape, mode="trilinear", align_corners=False)[0],
+        "wrong start": sample(template.label, points, step_mm),
+    }
+
+
+def report(rows: list[tuple]) -> None:
+    kinds, dice, predicted = [row[0] for row in rows], *(np.array([row[i] for row in rows]) for i in (1, 2))
+    good = np.array([kind == "good" for kind in kinds])
+    rho = spearmanr(dice[good], predicted[good])[0]
+    print(f"{good.sum()} labels: true Dice {dice[good].mean():.3f}, predicted {predicted[good].mean():.3f}, ", end="")
+    print(f"mean error {np.abs(dice - predicted)[good].mean():.3f}; Spearman {rho:.2f}, with the spoiled ", end="")
+    print(f"{spearmanr(dice, predicted)[0]:.2f}")
+    threshold = np.quantile(predicted[dice >= BAD], FALSE_ALARMS)
+    print(f"one false alarm in ten among all labels of at least {BAD}: predicted_dice below {threshold:.3f}")
+    print(f"{'kind':18}{'labels':>8}{'bad':>6}{'found':>8}{'Dice':>8}{'predicted':>11}")
+    for kind in dict.fromkeys(kinds):
+        own = np.array([k == kind for k in kinds])
+        bad = own & (dice < BAD)
+        share = f"{(predicted[bad] < threshold).mean():8.2f}" if bad.any() else "       -"
+        print(f"{kind:18}{own.sum():8}{bad.sum():6}{share}{dice[own].mean():8.3f}{predicted[own].mean():11.3f}")
+    bad = dice < BAD
+    print(f"{'all':18}{len(rows):8}{bad.sum():6}{(predicted[bad] < threshold).mean():8.2f}")
