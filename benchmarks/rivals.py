@@ -37,7 +37,9 @@ def _carry(template, label, scan, step_mm: float, seed: int, kind: str) -> tuple
     """Label (C, H, W, D) and template on the scan's grid."""
     import ants
 
-    fixed, moving = (ants.from_numpy(np.ascontiguousarray(x), spacing=(step_mm,) * 3) for x in (scan, template))
+    # From zero up: ANTs starts from centres of mass.
+    shifted = (np.ascontiguousarray(x - x.min()) for x in (scan, template))
+    fixed, moving = (ants.from_numpy(x, spacing=(step_mm,) * 3) for x in shifted)
     found = ants.registration(fixed, moving, type_of_transform=kind, random_seed=seed + 1)
     shares = []
     for part in label[1:].numpy():

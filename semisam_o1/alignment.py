@@ -5,6 +5,7 @@ Positions are RAS mm from the middle of each token grid, so that neither origin 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from semisam_o1.types import Affine, Tokens
 
 POOLED_VOXELS = 6000  # enough to tell a good start from a bad one, few enough to try hundreds in a second
+STRAIN_COSTS = (0.0, 0.1)  # of |A^T A - 1|^2, one for each half of the starts; a size of 1.1 costs 0.013
+ALIKE = 0.1  # of the extent: maps of which no corner lies further apart are one
 AT_ONCE = 32  # starts that are tried in one go,
 TRIED = 5  # each on every fifth place
 PARTS = 4  # of the points, sampled in parallel
@@ -32,8 +35,13 @@ class AffineMap(NamedTuple):
 
     def then_back(self, other: AffineMap) -> AffineMap:
         """By this map, then by ``other`` the other way: from one scan to another through the template of both."""
-        back = torch.linalg.inv(other.matrix)
-        return AffineMap(back @ self.matrix, back @ (self.shift - other.shift))
+        back = other.inverse()
+        return AffineMap(back.matrix @ self.matrix, back(self.shift))
+
+    def inverse(self) -> AffineMap:
+        """Template position -> scan position."""
+        back = torch.linalg.inv(self.matrix)
+        return AffineMap(back, -back @ self.shift)
 
 
 def centred_points(shape, step_mm) -> torch.Tensor:
@@ -121,20 +129,23 @@ def coarse(tokens: Tokens, like: Tokens) -> tuple[Tokens, int]:
     return pooled(tokens, factor), factor
 
 
-def distances(moving: Tokens, fixed: Tokens, step_mm: float, matrices, shifts, every: int = 1) -> torch.Tensor:
-    """Mean squared descriptor distance under each of N affine maps, and what falls outside: (N,).
+def distances(
+    moving: Tokens, fixed: Tokens, step_mm: float, matrices, shifts, every: int = 1, strain_cost=0.0
+) -> torch.Tensor:
+    """Mean squared descriptor distance under each of N affine maps, what falls outside, and their strain: (N,).
 
     Args:
         moving, fixed: (C, H, W, D) each, on grids of ``step_mm`` mm.
         matrices, shifts: (N, 3, 3) and (N, 3) mm, from positions in ``fixed`` to positions in ``moving``.
-        every: of so many places, look at one.
+        every: of so many places, look at one. strain_cost: of |A^T A - 1|^2, one number or (N,).
     """
     points = centred_points(fixed.shape[1:], step_mm).reshape(-1, 3)[::every]
     half = (torch.tensor(moving.shape[1:], dtype=torch.float32) - 1) / 2 * step_mm
     where = points @ matrices.transpose(1, 2) + shifts[:, None]
     inside = (where.abs() <= half + 1e-3).all(-1).float()
     error = (sample(moving, where, step_mm) - fixed.flatten(1)[:, None, ::every]).square().mean(0)
-    return (error * inside).sum(1) / inside.sum(1).clamp(min=1) + OUTSIDE_COST * (1 - inside.mean(1))
+    mismatch = (error * inside).sum(1) / inside.sum(1).clamp(min=1)
+    return mismatch + OUTSIDE_COST * (1 - inside.mean(1)) + strain_cost * strain(matrices)
 
 
 def align(
@@ -143,19 +154,21 @@ def align(
     step_mm: float,
     turn: torch.Tensor | None = None,
     starts: int = 320,
-    refined: int = 4,
-    iterations: int = 50,
+    refined: Sequence[tuple[int, int, int]] = ((12, 40, 3), (4, 20, 1)),
     seed: int = 0,
-) -> tuple[AffineMap, float]:
-    """The affine map from scan to template with the smallest descriptor distance, and that distance.
+) -> list[tuple[AffineMap, float]]:
+    """The affine maps from scan to template with small descriptor distance, and that distance; the smallest first.
 
     Every start is a turn (normal, 0.12 rad), a shift (normal, 6% of the template's extent) and a size (log-normal,
-    0.1), tried on descriptors pooled to about 6,000 places; the best few are refined by Adam.
+    0.1), tried on descriptors pooled to about 6,000 places; the best few are refined by Adam, and the best of those.
+    Half of them at a cost of strain, since a scan may shrink into a dull corner of the template, half without.
+    Maps that hardly differ are given once, so most often there is one.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
         turn: (3, 3); another pose to start from, see `turn_between`: the stored axes may tell more than the world's.
-        starts, refined, iterations, seed: how many are drawn, kept, the steps for each, and the draw.
+        starts, seed: how many are drawn, and the draw.
+        refined: (how many of the best are kept, Adam's steps for each, of so many places one is looked at), in turn.
     """
     moving, factor = coarse(template, template)
     fixed, step = pooled(scan, factor), step_mm * factor
@@ -170,19 +183,37 @@ def align(
     matrices, shifts = torch.stack(matrices), torch.stack(shifts)
     with torch.no_grad():
         pairs = zip(matrices.split(AT_ONCE), shifts.split(AT_ONCE))
-        values = torch.cat([distances(moving, fixed, step, *pair, every=TRIED) for pair in pairs])
-    best = values.argsort(stable=True)[:refined]
-    matrices, shifts = (part[best].clone().requires_grad_() for part in (matrices, shifts))
-    optimiser = torch.optim.Adam([{"params": [matrices], "lr": 0.01}, {"params": [shifts], "lr": 0.15 * step}])
-    with torch.enable_grad():
-        for _ in range(iterations):
-            optimiser.zero_grad()
-            distances(moving, fixed, step, matrices, shifts).sum().backward()
-            optimiser.step()
-    with torch.no_grad():
-        values = distances(moving, fixed, step, matrices, shifts)
-    best = int(values.argmin())
-    return AffineMap(matrices[best].detach(), shifts[best].detach()), float(values[best])
+        plain = torch.cat([distances(moving, fixed, step, *pair, every=TRIED) for pair in pairs])
+    values = torch.stack([plain + cost * strain(matrices) for cost in STRAIN_COSTS])
+    number = torch.arange(len(matrices)).expand_as(values)
+    for kept, iterations, every in refined:
+        best = values.argsort(dim=1, stable=True)[:, : kept // len(STRAIN_COSTS)]
+        chosen = number.gather(1, best).flatten()
+        costs = torch.tensor(STRAIN_COSTS).repeat_interleave(best.shape[1])
+        matrices, shifts = (part.detach()[chosen].clone().requires_grad_() for part in (matrices, shifts))
+        optimiser = torch.optim.Adam([{"params": [matrices], "lr": 0.01}, {"params": [shifts], "lr": 0.15 * step}])
+        with torch.enable_grad():
+            for _ in range(iterations):
+                optimiser.zero_grad()
+                distances(moving, fixed, step, matrices, shifts, every, costs).sum().backward()
+                optimiser.step()
+        with torch.no_grad():
+            plain = distances(moving, fixed, step, matrices, shifts)
+            values = (plain + costs * strain(matrices)).reshape(len(STRAIN_COSTS), -1)
+        number = torch.arange(values.numel()).reshape(values.shape)
+    found: list[tuple[AffineMap, float]] = []
+    corners = centred_points((2, 2, 2), fixed.shape[1:] * np.array(step))
+    for index in plain.argsort(stable=True):
+        candidate = AffineMap(matrices[index].detach(), shifts[index].detach())
+        apart = [((candidate(corners) - other(corners)).abs() / (2 * half)).max() for other, _ in found]
+        if all(distance > ALIKE for distance in apart):
+            found.append((candidate, float(plain[index])))
+    return found
+
+
+def strain(matrices: torch.Tensor) -> torch.Tensor:
+    """|A^T A - 1|^2 of each: (N, 3, 3) -> (N,); 0 for a turn."""
+    return (matrices.transpose(1, 2) @ matrices - torch.eye(3)).square().sum((1, 2))
 
 
 def smoothed(field: torch.Tensor) -> torch.Tensor:
@@ -205,7 +236,7 @@ def deform(
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
-        iterations, stiffness: Adam's steps at each level, the coarsest first; what a strain costs.
+        iterations, stiffness: Adam's steps at each level, the coarsest first, 0 to leave it out; what a strain costs.
 
     Returns:
         (H, W, D, 3) mm for every token of the scan, and the mean squared descriptor distance reached.
@@ -225,9 +256,38 @@ def deform(
                 moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
                 where = points + moved[0].permute(1, 2, 3, 0) * step_mm
                 distance = (sample(moving, where, step) - fixed).square().mean()
-                strain = sum((moved.diff(dim=axis) / factor).square().mean() for axis in (2, 3, 4))
-                (distance + stiffness * strain).backward()
+                bent = sum((moved.diff(dim=axis) / factor).square().mean() for axis in (2, 3, 4))
+                (distance + stiffness * bent).backward()
                 optimiser.step()
-        field, value = smoothed(control.detach()), float(distance.detach())
+        if steps:
+            field, value = smoothed(control.detach()), float(distance.detach())
     dense = F.interpolate(field, scan.shape[1:], mode="trilinear", align_corners=True)
     return dense[0].permute(1, 2, 3, 0) * step_mm, value
+
+
+def register(
+    template: Tokens,
+    scan: Tokens,
+    step_mm: float,
+    turn: torch.Tensor | None = None,
+    seed: int = 0,
+    iterations: tuple[int, ...] = (40, 40, 30),
+    stiffness: float = 0.1,
+) -> tuple[AffineMap, torch.Tensor, float]:
+    """`align`, then `deform`: the affine map, the displacement on top (H, W, D, 3) mm, the distance left.
+
+    Where `align` finds several maps, displacements on top of each, there and back, at coarse levels, tell which is
+    right: a wrong one leaves more, or must bend more, most of all on the way back. For the arguments see there.
+    """
+    maps = [candidate for candidate, _ in align(template, scan, step_mm, turn, seed=seed)]
+    if len(maps) > 1:
+        early = (*iterations[:-1], 0)
+
+        def cost(moving: Tokens, fixed: Tokens, place: AffineMap) -> float:
+            trial, distance = deform(moving, fixed, step_mm, place, early, stiffness)
+            bent = sum(trial.diff(dim=axis).square().mean() for axis in range(3)) / step_mm**2
+            return distance + stiffness * float(bent)
+
+        costs = [cost(template, scan, place) + cost(scan, template, place.inverse()) for place in maps]
+        maps = [maps[int(np.argmin(costs))]]
+    return maps[0], *deform(template, scan, step_mm, maps[0], iterations, stiffness)

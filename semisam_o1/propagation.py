@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import AffineMap, align, centred_points, deform, principal, sample
+from semisam_o1.alignment import AffineMap, align, centred_points, principal, register, sample
 from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.types import Probabilities, Tokens
@@ -138,12 +138,12 @@ def nearest(
         basis = principal(reference.tokens, channels)
         moving, fixed = basis(reference.tokens), basis(scan)
         points, residual, to_template = centred_points(scan.shape[1:], step_mm), 1.0, None
-        if alignment:
-            to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)
-            displacement = 0.0
-            if deformation:
-                displacement, residual = deform(moving, fixed, step_mm, to_template)
+        if alignment and deformation:
+            to_template, displacement, residual = register(moving, fixed, step_mm, turn, seed)
             points = to_template(points) + displacement
+        elif alignment:
+            to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)[0]
+            points = to_template(points)
         else:
             points = points * (torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:]))
         carried = sample(reference.label, points, step_mm)

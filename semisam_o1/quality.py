@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import align, centred_points, deform, principal, sample
+from semisam_o1.alignment import centred_points, principal, register, sample
 from semisam_o1.propagation import Reference
 from semisam_o1.types import Probabilities, Tokens
 
@@ -54,8 +54,7 @@ def back_propagate(
     """
     basis = principal(template, channels)
     fixed, moving = basis(template), basis(scan)
-    to_scan, _ = align(moving, fixed, step_mm, turn, seed=seed)
-    displacement, residual = deform(moving, fixed, step_mm, to_scan, (40, 30, 15))
+    to_scan, displacement, residual = register(moving, fixed, step_mm, turn, seed, (40, 30, 15))
     return WayBack(to_scan(centred_points(fixed.shape[1:], step_mm)) + displacement, residual)
 
 

@@ -56,7 +56,7 @@ def distance_table(pooled_tokens: Sequence[Tokens], step_mm: float, seed: int = 
     target = pooled_tokens[hub].float()
     places: list[AffineMap] = []
     for number, tokens in enumerate(pooled_tokens, start=1):
-        places.append(align(target, tokens.float(), step_mm, seed=seed)[0])
+        places.append(align(target, tokens.float(), step_mm, seed=seed)[0][0])
         log.info("comparing %d of %d", number, len(pooled_tokens))
     scans = [(tokens.float(), place) for tokens, place in zip(pooled_tokens, places)]
     table = torch.stack([unlikeness(*scan, scans, step_mm) for scan in scans]).numpy()

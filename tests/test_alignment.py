@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
+from semisam_o1 import alignment
 from semisam_o1.alignment import (
     AffineMap,
     align,
@@ -16,6 +17,7 @@ from semisam_o1.alignment import (
     frame_rotation,
     pooled,
     principal,
+    register,
     rotation,
     sample,
     smoothed,
@@ -174,6 +176,9 @@ def test_distances_by_hand():
     shifts = torch.tensor([[0.0, 0, 0], [-2.0, 0, 0]])  # the second looks one token (2 mm) further left
     found = distances(moving, fixed, 2.0, torch.eye(3).repeat(2, 1, 1), shifts)
     np.testing.assert_allclose(found, [9, 4 + 0.15 / 5], rtol=1e-5)  # and at one place finds nothing there
+    strained = distances(moving, fixed, 2.0, 2 * torch.eye(3)[None], shifts[:1], strain_cost=0.1)
+    plain = distances(moving, fixed, 2.0, 2 * torch.eye(3)[None], shifts[:1])
+    np.testing.assert_allclose(strained - plain, [0.1 * 27], rtol=1e-5)  # |4 - 1|^2 on each axis
     every = distances(moving, fixed, 2.0, torch.eye(3)[None], shifts[:1], every=2)
     np.testing.assert_allclose(every, [9], rtol=1e-5)
 
@@ -195,20 +200,20 @@ def furthest_in_the_middle(found, truth):
 def test_align_finds_a_known_affine_map_again():
     template, truth = smooth_volume(7), known_map(8)
     scan = seen_at(template, truth(centred_points(SIDES, STEP)))
-    found, distance = align(template, scan, STEP)
+    (found, distance), *_ = align(template, scan, STEP)
     assert furthest_in_the_middle(AffineMap(torch.eye(3), torch.zeros(3)), truth) > 2 * STEP
     assert furthest_in_the_middle(found, truth) < 0.5 * STEP
     assert distance < 0.1  # of descriptors of unit variance, two strangers lie 2 apart
-    again, same = align(template, scan, STEP)
+    again, same = align(template, scan, STEP)[0]
     assert torch.equal(found.matrix, again.matrix) and torch.equal(found.shift, again.shift)
     assert distance == same
-    other, _ = align(template, scan, STEP, seed=1)
+    other, _ = align(template, scan, STEP, seed=1)[0]
     assert not torch.equal(found.matrix, other.matrix)
 
 
 def test_align_of_the_template_with_itself_is_the_identity():
     template = smooth_volume(8)
-    found, distance = align(template, template, STEP)
+    (found, distance), *_ = align(template, template, STEP)
     assert furthest_in_the_middle(found, AffineMap(torch.eye(3), torch.zeros(3))) < 0.25 * STEP
     assert distance < 0.05
 
@@ -217,17 +222,37 @@ def test_align_of_the_template_with_itself_is_the_identity():
 def test_align_starts_from_the_turn_as_well(degrees):
     template, truth = smooth_volume(9), known_map(degrees, scale=1.0, shift=(2.0, 0.0, -1.0))
     scan = seen_at(template, truth(centred_points(SIDES, STEP)))
-    found, distance = align(template, scan, STEP, turn=truth.matrix)
+    (found, distance), *_ = align(template, scan, STEP, turn=truth.matrix)
     assert furthest_in_the_middle(found, truth) < 0.5 * STEP
     if degrees == 120:  # too far for the starts about the identity
-        assert align(template, scan, STEP)[1] > 3 * distance
+        assert align(template, scan, STEP)[0][1] > 3 * distance
 
 
 def test_a_turn_does_not_hide_what_stands_upright():
     template, truth = smooth_volume(10), known_map(4)
     scan = seen_at(template, truth(centred_points(SIDES, STEP)))
-    found, _ = align(template, scan, STEP, turn=rotation(torch.tensor([0.0, 0, 0.8])))
+    (found, _), *_ = align(template, scan, STEP, turn=rotation(torch.tensor([0.0, 0, 0.8])))
     assert furthest_in_the_middle(found, truth) < 0.5 * STEP
+
+
+def test_of_several_maps_that_is_registered_which_bends_least_there_and_back(monkeypatch):
+    template, truth = smooth_volume(15), known_map(6)
+    scan = seen_at(template, truth(centred_points(SIDES, STEP)))
+    shrunk = AffineMap(0.5 * torch.eye(3), torch.tensor([4.0, 4.0, 0.0]))
+    for order in ([(shrunk, 0.0), (truth, 9.0)], [(truth, 9.0), (shrunk, 0.0)]):
+        monkeypatch.setattr(alignment, "align", lambda *args, order=order, **settings: order)
+        found, displacement, distance = register(template, scan, STEP)
+        assert found is truth and displacement.shape == (*SIDES, 3) and distance < 0.05
+
+
+def test_align_gives_maps_that_hardly_differ_once():
+    template = smooth_volume(16)
+    found = align(template, template, STEP)
+    corners = centred_points((2, 2, 2), np.array(SIDES) * STEP)
+    for number, (one, _) in enumerate(found):
+        for other, _ in found[:number]:
+            assert (one(corners) - other(corners)).abs().max() > STEP
+    assert [value for _, value in found] == sorted(value for _, value in found)
 
 
 # Known displacements

@@ -203,7 +203,7 @@ def test_several_templates_and_another_case(first):
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-4)
     for number in (1, 2):
         assert dice(found, label, number) > dice(copy([one], scan.tokens), label, number)
-        assert dice(found, label, number) > 0.75
+        assert dice(found, label, number) > 0.7
 
 
 def test_the_template_that_fits_counts_for_more(first):
