@@ -133,6 +133,7 @@ class Job:
             return
         self.features()
         self.propagate()
+        self.judge(0)
 
     # The stages.
 
@@ -151,6 +152,7 @@ class Job:
 
     def propagate(self) -> None:
         """The first pass, the second and the quality estimate of round 0; the latter two where they are asked for."""
+        shutil.rmtree(self.output / "round_0" / "work", ignore_errors=True)  # of other features, perhaps
         with self._stage("propagation"):
             failed = self._over_cases("propagation#engine")
             self.set_aside |= failed
