@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from semisam_o1.alignment import AffineMap, align, coarse, pooled
+from semisam_o1.alignment import AffineMap, align, coarse, pooled, principal
 from semisam_o1.atlases import unlikeness
 from semisam_o1.datasets import images_alone
 from semisam_o1.encoders import mind
@@ -22,6 +22,7 @@ from semisam_o1.transforms import case_grid, choose_spacing, image_chain, read_v
 from semisam_o1.types import Case, DatasetError, Tokens
 
 log = logging.getLogger("semisam_o1")
+CHANNELS = 16  # of the descriptors, by principal components
 
 
 class Suggestion(NamedTuple):
@@ -53,12 +54,13 @@ def distance_table(pooled_tokens: Sequence[Tokens], step_mm: float, seed: int = 
     """
     means = torch.stack([tokens.float().mean((1, 2, 3)) for tokens in pooled_tokens])
     hub = int(torch.cdist(means, means).mean(1).argmin())
-    target = pooled_tokens[hub].float()
+    basis = principal(pooled_tokens[hub].float(), CHANNELS)
+    reduced = [basis(tokens.float()) for tokens in pooled_tokens]
     places: list[AffineMap] = []
-    for number, tokens in enumerate(pooled_tokens, start=1):
-        places.append(align(target, tokens.float(), step_mm, seed=seed)[0][0])
-        log.info("comparing %d of %d", number, len(pooled_tokens))
-    scans = [(tokens.float(), place) for tokens, place in zip(pooled_tokens, places)]
+    for number, tokens in enumerate(reduced, start=1):
+        places.append(align(reduced[hub], tokens, step_mm, seed=seed)[0][0])
+        log.info("comparing %d of %d", number, len(reduced))
+    scans = list(zip(reduced, places))
     table = torch.stack([unlikeness(*scan, scans, step_mm) for scan in scans]).numpy()
     return (table + table.T) / 2
 
