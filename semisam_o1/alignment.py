@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from semisam_o1.types import Affine, Tokens
 
+CHANNELS = 16  # of the descriptors, by principal components: a third of the time, labels hardly change
 POOLED_VOXELS = 6000  # enough to tell a good start from a bad one, few enough to try hundreds in a second
-STRAIN_COSTS = (0.0, 0.1)  # of |A^T A - 1|^2, one for each half of the starts; a size of 1.1 costs 0.013
+STRAIN_COSTS = (0.0, 0.1)  # of |A^T A - 1|^2, one for each half of those refined; a size of 1.1 costs 0.013
 ALIKE = 0.1  # of the extent: maps of which no corner lies further apart are one
 AT_ONCE = 32  # starts that are tried in one go,
 TRIED = 5  # each on every fifth place
@@ -161,8 +162,8 @@ def align(
 
     Every start is a turn (normal, 0.12 rad), a shift (normal, 6% of the template's extent) and a size (log-normal,
     0.1), tried on descriptors pooled to about 6,000 places; the best few are refined by Adam, and the best of those.
-    Half of them at a cost of strain, since a scan may shrink into a dull corner of the template, half without.
-    Maps that hardly differ are given once, so most often there is one.
+    Half of those are chosen and refined at a cost of strain, since a scan may shrink into a dull corner of the
+    template, half without. Maps that hardly differ are given once: most often one to three are left.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.

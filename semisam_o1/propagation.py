@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import AffineMap, align, centred_points, principal, register, sample
+from semisam_o1.alignment import CHANNELS, AffineMap, align, centred_points, principal, register, sample
 from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.types import Probabilities, Tokens
@@ -112,7 +112,7 @@ def nearest(
     position_weight: float = 2.0,
     band: float = 0.25,
     max_references: int = 20000,
-    channels: int = 16,
+    channels: int = CHANNELS,
     alignment: bool = True,
     deformation: bool = True,
     seed: int = 0,

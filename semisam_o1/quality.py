@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import centred_points, principal, register, sample
+from semisam_o1.alignment import CHANNELS, centred_points, principal, register, sample
 from semisam_o1.propagation import Reference
 from semisam_o1.types import Probabilities, Tokens
 
@@ -46,7 +46,12 @@ class WayBack(NamedTuple):
 
 
 def back_propagate(
-    template: Tokens, scan: Tokens, step_mm: float, channels: int = 16, seed: int = 1, turn: torch.Tensor | None = None
+    template: Tokens,
+    scan: Tokens,
+    step_mm: float,
+    channels: int = CHANNELS,
+    seed: int = 1,
+    turn: torch.Tensor | None = None,
 ) -> WayBack:
     """From template to scan by an alignment of its own, from its own starts.
 

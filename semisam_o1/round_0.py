@@ -19,7 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
-from semisam_o1.alignment import AffineMap, coarse, is_turned, principal, turn_between
+from semisam_o1.alignment import CHANNELS, AffineMap, coarse, is_turned, principal, turn_between
 from semisam_o1.atlases import Atlas, carried_from, fuse, unlikeness
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
@@ -144,12 +144,13 @@ def first_pass_engine(
     """Writes, for each case, the templates' label carried there by ``propagate``, one of `propagation`'s functions.
 
     A scan that stands oblique to the template has features in its stored axes too (see `FeatureStore.frame`), as
-    descriptors know no rotation: that is taken in which it fits the template better.
+    descriptors know no rotation: that is taken in which it fits the template
+    better or, where nothing was aligned, whose label is the surer.
     Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
     """
     templates = templates_of(store, cohort)
     references = [reference for _, reference in templates]
-    basis = principal(references[0].tokens, 16)
+    basis = principal(references[0].tokens, CHANNELS)
     folder, stored = Path(output_dir), store.frame("stored")
     drafts = WorkFiles(folder, "first")
 
@@ -161,7 +162,9 @@ def first_pass_engine(
         if is_turned(turn) and stored.path(case.name).exists():
             other = stored.load(case.name)
             second = propagate(references, other.tokens, step_mm=other.step_mm)
-            if not second.residual > result.residual:
+            aligned = result.to_template is not None
+            misfits = [r.residual if aligned else float(entropy(r.probabilities).mean()) for r in (second, result)]
+            if misfits[0] < misfits[1]:
                 found, result, frame = other, second, "stored"
         small = {"residual": result.residual, "frame": frame}
         if result.to_template is not None:
@@ -187,7 +190,6 @@ def second_pass_engine(
     output_dir: str | Path,
     atlases: int = 3,
     iterations: Sequence[int] = (20, 20, 10),
-    channels: int = 16,
     handlers: Sequence = (),
 ) -> Engine:
     """Each label of the first pass joined with those of the ``atlases`` scans most like it; see `atlases`.
@@ -197,7 +199,7 @@ def second_pass_engine(
     folder, drafts = Path(output_dir), WorkFiles(output_dir, "first")
     agreed = WorkFiles(output_dir, "agreed")
     template = store.load(cohort.templates[0].name)
-    basis = principal(template.tokens, channels)
+    basis = principal(template.tokens, CHANNELS)
     _, factor = coarse(template.tokens[:1], template.tokens)
     names = [case.name for case in cases if drafts.has(case.name, "matrix")]
     descriptors = store.descriptors(names) if names else np.empty((0, 0))
@@ -274,7 +276,8 @@ def quality_engine(
         if agreed.path(case.name).exists():
             propagated, unlikeness = agreed.load(case.name, ["probabilities", "unlikeness"])
         else:
-            propagated, unlikeness = drafts.load(case.name, ["probabilities"])[0], residual
+            (propagated,) = drafts.load(case.name, ["probabilities"])
+            unlikeness = way.residual if residual.isnan() else residual  # the first pass aligned nothing
         way = way._replace(residual=float(way.residual))
         return judge(template, shares, propagated, way, found.step_mm, float(unlikeness))
 

@@ -34,7 +34,7 @@ from semisam_o1.trained import write_bundle
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-ACTIONS = ("imports", "initialize", "run", "training", "propagate", "suggest", "cohort")  # ids that are not settings
+ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
@@ -151,11 +151,10 @@ class Job:
                     evaluator.run()
 
     def propagate(self) -> None:
-        """The first pass, the second and the quality estimate of round 0; the latter two where they are asked for."""
+        """The first pass of round 0, and the second where it is asked for."""
         shutil.rmtree(self.output / "round_0" / "work", ignore_errors=True)  # of other features, perhaps
         with self._stage("propagation"):
-            failed = self._over_cases("propagation#engine")
-            self.set_aside |= failed
+            self.set_aside |= self._over_cases("propagation#engine")
         if self._get("second_pass"):
             with self._stage("second pass"):
                 self._over_cases("propagation#second_pass")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from semisam_o1.alignment import AffineMap, align, coarse, pooled, principal
+from semisam_o1.alignment import CHANNELS, AffineMap, align, coarse, pooled, principal
 from semisam_o1.atlases import unlikeness
 from semisam_o1.datasets import images_alone
 from semisam_o1.encoders import mind
@@ -22,7 +22,6 @@ from semisam_o1.transforms import case_grid, choose_spacing, image_chain, read_v
 from semisam_o1.types import Case, DatasetError, Tokens
 
 log = logging.getLogger("semisam_o1")
-CHANNELS = 16  # of the descriptors, by principal components
 
 
 class Suggestion(NamedTuple):

@@ -221,6 +221,10 @@ def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path)
 def test_other_propagations_by_setting(phantom_dir, tmp_path, method):
     name = f"propagation#method#_target_=semisam_o1.propagation.{method}"
     assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), *small(), "--set", name]) == 0
+    quality = list(csv.DictReader((tmp_path / "round_0" / "quality.csv").open()))
+    assert all(np.isfinite(float(value)) for row in quality for key, value in row.items() if key != "case")
+    if method == "copy":  # judged all the same, though nothing was aligned
+        assert max(float(row["predicted_dice"]) for row in quality) > 0
 
 
 def test_standard_preset(phantom_dir, tmp_path):
