@@ -229,18 +229,20 @@ def deform(
     to_template: AffineMap,
     iterations: tuple[int, ...] = (40, 40, 30),
     stiffness: float = 0.1,
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
     """A smooth displacement on top of ``to_template`` that lowers the descriptor distance further, and that distance.
 
     Coarse to fine on pooled descriptors, a control point every second place; minimised by Adam:
-    mean (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2, u counted in tokens.
+    mean w (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2, u counted in tokens.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
         iterations, stiffness: Adam's steps at each level, the coarsest first, 0 to leave it out; what a strain costs.
+        weight: (H', W', D') of the template's places, what a distance there counts; 1 everywhere if not given.
 
     Returns:
-        (H, W, D, 3) mm for every token of the scan, and the mean squared descriptor distance reached.
+        (H, W, D, 3) mm for every token of the scan, and the mean squared descriptor distance reached, unweighted.
     """
     fine = 2 if template[0].numel() > 20 * POOLED_VOXELS else 1
     field, value = torch.zeros(1, 3, 1, 1, 1), 0.0
@@ -251,17 +253,25 @@ def deform(
         shape = [max(2, n // 2 + 1) for n in fixed.shape[1:]]
         control = F.interpolate(field, shape, mode="trilinear", align_corners=True).clone().requires_grad_()
         optimiser = torch.optim.Adam([control], lr=0.3)
+
+
+        def moved_by(control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
+            return moved, points + moved[0].permute(1, 2, 3, 0) * step_mm
+
+        counts = torch.ones(1)
+        if weight is not None:
+            counts = sample(pooled(weight[None], factor), moved_by(control.detach())[1], step)[0]
         with torch.enable_grad():
             for _ in range(steps):
                 optimiser.zero_grad()
-                moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
-                where = points + moved[0].permute(1, 2, 3, 0) * step_mm
-                distance = (sample(moving, where, step) - fixed).square().mean()
+                moved, where = moved_by(control)
+                distance = (sample(moving, where, step) - fixed).square().mean(0)
                 bent = sum((moved.diff(dim=axis) / factor).square().mean() for axis in (2, 3, 4))
-                (distance + stiffness * bent).backward()
+                ((counts * distance).mean() + stiffness * bent).backward()
                 optimiser.step()
         if steps:
-            field, value = smoothed(control.detach()), float(distance.detach())
+            field, value = smoothed(control.detach()), float(distance.detach().mean())
     dense = F.interpolate(field, scan.shape[1:], mode="trilinear", align_corners=True)
     return dense[0].permute(1, 2, 3, 0) * step_mm, value
 
@@ -274,6 +284,7 @@ def register(
     seed: int = 0,
     iterations: tuple[int, ...] = (40, 40, 30),
     stiffness: float = 0.1,
+    weight: torch.Tensor | None = None,
 ) -> tuple[AffineMap, torch.Tensor, float]:
     """`align`, then `deform`: the affine map, the displacement on top (H, W, D, 3) mm, the distance left.
 
@@ -291,4 +302,4 @@ def register(
 
         costs = [cost(template, scan, place) + cost(scan, template, place.inverse()) for place in maps]
         maps = [maps[int(np.argmin(costs))]]
-    return maps[0], *deform(template, scan, step_mm, maps[0], iterations, stiffness)
+    return maps[0], *deform(template, scan, step_mm, maps[0], iterations, stiffness, weight)

@@ -188,7 +188,7 @@ def second_pass_engine(
     cohort: Cohort,
     cases: Sequence[Case],
     output_dir: str | Path,
-    atlases: int = 3,
+    atlases: int = 5,
     iterations: Sequence[int] = (20, 20, 10),
     handlers: Sequence = (),
 ) -> Engine:

@@ -299,3 +299,18 @@ def test_stiffness_holds_the_displacement_back():
     identity = AffineMap(torch.eye(3), torch.zeros(3))
     loose, stiff = (deform(template, scan, STEP, identity, stiffness=s)[0] for s in (0.05, 50.0))
     assert stiff.diff(dim=0).square().mean() < 0.1 * loose.diff(dim=0).square().mean()
+
+
+def test_a_displacement_serves_the_places_of_weight_first():
+    template = smooth_volume(15)
+    points = centred_points(SIDES, STEP)
+    half = (points[..., :1] > 0).float()  # the two halves ask for opposite displacements
+    truth = torch.tensor([0.0, 3.0, 0.0]) * (2 * half - 1)  # mm
+    scan = seen_at(template, points + truth)
+    weight = torch.where(half[..., 0] > 0, 2.0, 0.05)
+    identity = AffineMap(torch.eye(3), torch.zeros(3))
+    errors = []
+    for counts in (None, weight):
+        found, _ = deform(template, scan, STEP, identity, stiffness=0.5, weight=counts)
+        errors.append((found - truth)[half[..., 0] > 0].norm(dim=-1).mean())
+    assert errors[1] < 0.8 * errors[0]

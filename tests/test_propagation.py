@@ -239,3 +239,13 @@ def test_a_template_without_foreground_gives_background(first):
     empty = Reference(first[0].tokens, one_hot(np.zeros(SHAPE, int)))
     found = nearest([empty], first[0].tokens, STEP, alignment=False)
     assert found.argmax(0).eq(0).all() and found.isfinite().all()
+
+
+def test_emphasis_lies_within_reach_of_the_label():
+    label = torch.zeros(2, 21, 21, 21)
+    label[1, 8:13, 8:13, 8:13] = 1  # 125 tokens: a ball of radius 3.1, of which 0.4 is 1 token
+    label[0] = 1 - label[1]
+    weight = propagation.emphasis(label)
+    assert weight.unique().tolist() == pytest.approx([0.2, 1.5])
+    near = (weight > 1).nonzero()
+    assert near.amin(0).tolist() == [7] * 3 and near.amax(0).tolist() == [13] * 3 and len(near) == 7**3
