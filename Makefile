@@ -47,7 +47,8 @@ demo: setup  ## the whole job on a small phantom cohort, made in demo/data; resu
 	$(BIN)/semisam-o1 demo-data demo/data
 	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
 
-bench: setup  ## the benchmarks
+bench: setup  ## the benchmarks, with their rivals (ANTs, convexAdam)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # build/ keeps files that have since been removed, and a wheel would take them along.

@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import propagation, quality
+from benchmarks import perturbed, propagation, quality, suggested
 
-BENCHMARKS = {"propagation": propagation, "quality": quality}
+BENCHMARKS = {"propagation": propagation, "quality": quality, "perturbed": perturbed, "suggested": suggested}
 
 
 def main() -> None:

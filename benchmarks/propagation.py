@@ -1,6 +1,6 @@
 """Round 0 without training, against registration: Dice, seconds a scan and memory; one run, one table.
 
-    python -m benchmarks propagation [DIR] [--split test] [--cases N] [--template CASE] [--rivals] [--ablation]
+    python -m benchmarks propagation [DIR] [--split test] [--cases N] [--template CASE] [--rivals [NAME]] [--ablation]
 
 Without DIR: a made-up cohort. The cases are a seeded draw. Features are counted in a line of their own.
 """
@@ -27,8 +27,10 @@ from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.transforms import choose_spacing, image_chain, read_volume, to_grid
 from semisam_o1.types import Case
 
-DRAW = 4  # seed of the cases that are drawn
+DRAW = 4  # seed of the cases that are drawn,
+SEED = 1337  # and of the propagation, the default of a run
 FIRST_PASSES = {
+    "no emphasis on the label": partial(propagation.nearest, emphasised=False),
     "no vote at borders": partial(propagation.nearest, neighbours=0),
     "no displacement": partial(propagation.nearest, deformation=False),
     "no alignment": partial(propagation.nearest, alignment=False),
@@ -37,7 +39,7 @@ FIRST_PASSES = {
     "copy": propagation.copy,
 }
 RIVALS = {"syn": ("ANTs SyN", rivals.ants_syn), "convexadam": ("ANTs affine + convexAdam", rivals.ants_convex_adam)}
-SECOND_PASSES = {"1 atlas": dict(atlases=1), "6 atlases": dict(atlases=6)}
+SECOND_PASSES = {"1 atlas": dict(atlases=1), "3 atlases": dict(atlases=3), "8 atlases": dict(atlases=8)}
 
 
 def options(parser) -> None:
@@ -47,7 +49,10 @@ def options(parser) -> None:
     parser.add_argument("--template", nargs="+", default=[], metavar="CASE")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
     parser.add_argument(
-        "--rivals", nargs="*", choices=tuple(RIVALS), help="registration too; needs pip install .[bench]"
+        "--rivals",
+        nargs="*",
+        choices=tuple(RIVALS),
+        help="which registration; unsaid all, bare none",
     )
     parser.add_argument("--ablation", action="store_true", help="each part of the default left out in turn")
     parser.add_argument("--details", action="store_true", help="each case's Dice too")
@@ -58,8 +63,7 @@ def run(options) -> None:
         root = options.dataset_dir or write_demo_data(Path(folder) / "data")
         cohort = open_cohort(root, check=False, template=options.template)
         cases = [case for case in cohort.split(options.split) if case.label]
-        order = np.random.RandomState(DRAW).permutation(len(cases))[: options.cases]
-        cases = [cases[i] for i in sorted(order)]
+        cases = drawn(cases, options.cases)
         spacing = choose_spacing([cohort.grid(case) for case in cohort.templates], options.voxels)
         store, rows = FeatureStore(Path(folder) / "features", mind(), spacing), []
         with Stopwatch("features", lambda *row: rows.append(row)):
@@ -76,6 +80,22 @@ def run(options) -> None:
                 print("  " + " ".join(f"{case.name[:8]}:{value:.3f}" for case, value in zip(cases, dice)), flush=True)
 
 
+def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
+    """At most ``count`` of them, by a seed, in their order."""
+    return [cases[i] for i in sorted(np.random.RandomState(seed).permutation(len(cases))[:count])]
+
+
+def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], folder: Path, second_pass: bool = True) -> np.ndarray:
+    """True Dice of each case's label by the default propagation from the cohort's templates."""
+    engines = [first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder)]
+    if second_pass:
+        engines.append(second_pass_engine(store, cohort, cases, folder))
+    for engine in engines:
+        engine.run(cases, epoch_length=len(cases))
+    labels = (read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int) for case in cases)
+    return np.array([mean_dice(label, case, cohort) for label, case in zip(labels, cases)])
+
+
 def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterator[tuple[str, Callable, float, float]]:
     """Name, a function from case to label (H, W, D), seconds a case, peak MiB."""
     count = len(cases)
@@ -84,7 +104,7 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
         engine = first_pass_engine(store, cohort, propagate, folder / name)
         return timed(lambda: engine.run(cases, epoch_length=count), folder / name, count)
 
-    label, *figures = first_pass("ours", partial(propagation.nearest, seed=1337))
+    label, *figures = first_pass("ours", partial(propagation.nearest, seed=SEED))
     kept = {case.name: label(case) for case in cases}  # before the second pass writes its own
     yield "first pass alone", lambda case: kept[case.name], *figures
     for name, settings in ({"default, both passes": {}} | (SECOND_PASSES if options.ablation else {})).items():
@@ -93,11 +113,12 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
     names = FIRST_PASSES if options.ablation else ("prototype", "copy")
     for name in names:
         yield name, *first_pass(name, FIRST_PASSES[name])
-    if options.rivals is not None:
-        if not rivals.AVAILABLE:
-            raise SystemExit("--rivals needs ANTs and convexAdam: pip install -c constraints.txt .[bench]")
-        for name, method in (RIVALS[key] for key in options.rivals or RIVALS):
-            yield name, *rival(method, store, cohort, cases, spacing)
+    wanted = RIVALS if options.rivals is None else options.rivals
+    if wanted and not rivals.AVAILABLE:
+        print("registration left out: ANTs and convexAdam come with pip install -c constraints.txt .[bench]")
+        return
+    for name, method in (RIVALS[key] for key in wanted):
+        yield name, *rival(method, store, cohort, cases, spacing)
 
 
 def timed(work: Callable, folder: Path, count: int) -> tuple[Callable, float, float]:
