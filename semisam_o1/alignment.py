@@ -254,7 +254,6 @@ def deform(
         control = F.interpolate(field, shape, mode="trilinear", align_corners=True).clone().requires_grad_()
         optimiser = torch.optim.Adam([control], lr=0.3)
 
-
         def moved_by(control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
             return moved, points + moved[0].permute(1, 2, 3, 0) * step_mm

@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     suggest.add_argument("--seed", type=int, default=0)
     suggest.set_defaults(action=_suggest)
 
+    convert = commands.add_parser("convert-weights", help="a checkpoint's weights as safetensors; executes nothing")
+    convert.add_argument("checkpoint", type=Path, metavar="IN")
+    convert.add_argument("output", type=Path, metavar="OUT.safetensors")
+    convert.set_defaults(action=_convert)
+
     demo = commands.add_parser("demo-data", help="write a small made-up cohort with truth for every case")
     demo.add_argument("output", type=Path, metavar="OUT")
     demo.add_argument("--cases", type=int, default=12)
@@ -227,6 +232,12 @@ def _suggest(options) -> None:
     for suggestion in found:
         print(f"{suggestion.rank:4}  {suggestion.distance:8.4f}  {suggestion.case}")
     print(f"pictures and reasons: {options.output / 'suggestion.html'}")
+
+
+def _convert(options) -> None:
+    from semisam_o1.encoders import convert_weights
+
+    print(f"{convert_weights(options.checkpoint, options.output)} tensors: {options.output}")
 
 
 def _demo_data(options) -> None:

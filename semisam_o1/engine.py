@@ -17,8 +17,9 @@ from monai.utils import CommonKeys as Keys
 from torch import nn
 
 from semisam_o1.datasets import Cohort
-from semisam_o1.export import write_entropy, write_label, write_text, write_weights
+from semisam_o1.export import write_entropy, write_label, write_weights
 from semisam_o1.features import FeatureStore
+from semisam_o1.files import write_text
 from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
 from semisam_o1.transforms import case_grid, read_volume, to_grid
 from semisam_o1.types import Case

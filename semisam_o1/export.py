@@ -1,45 +1,20 @@
-"""Results as files in the scan's own geometry, each written whole or not at all."""
+"""Results as files in the scan's own geometry."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 
+from semisam_o1.files import whole
 from semisam_o1.transforms import NIFTI_SUFFIXES, Grid
 
 GEOMETRY = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units",
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the name ``path`` when the block ends well and goes otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{path.name}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    with whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, content) -> None:
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def write_weights(path: str | Path, state: dict) -> None:

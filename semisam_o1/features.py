@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +21,14 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import CommonKeys as Keys
 
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.export import whole
+from semisam_o1.files import whole
 from semisam_o1.transforms import Grid
-from semisam_o1.types import Affine, Case, Tokens
+from semisam_o1.types import Affine, Case, Tokens, UserError
 
 log = logging.getLogger("semisam_o1")
-FORMAT = 1  # of the store's files; a change makes them stale
+FORMAT = 2  # of the store's files; a change makes them stale
+SCAN = ("scan_sha256", "scan_bytes", "scan_changed_ns")
+JUST_NOW_NS = 2 * 10**9  # a scan changed so shortly before its features were written may change again unseen
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Features:
 class FeatureStore:
     """A folder with one HDF5 file a case; docs/feature_store.md describes it for other programs.
 
-    A file is fresh while the scan's bytes, the encoder (settings and weights) and the working spacing are those it
-    was made from: their SHA-256 is its attribute ``key``. Files are written aside and renamed, so a killed run
-    leaves whole files or none. Nothing is held in memory.
+    A file is fresh while the scan's bytes, the encoder (settings and weights) and all other settings are those it
+    was made from, by the SHA-256 that it holds of each. A scan of unchanged size and time of change is not read again.
+    Files are written aside and renamed, so a killed run leaves whole files or none. Nothing is held in memory.
 
     Args:
         folder: where the files are; made when the first is written.
@@ -65,7 +69,13 @@ class FeatureStore:
         self, folder: str | Path, encoder: Encoder, spacing: float | None, dtype: str = "float16", settings: str = ""
     ):
         self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
-        self.settings = f"{FORMAT} {encoder_key(encoder)} {self.spacing} {dtype} {settings}"
+        self.settings = settings
+
+    @functools.cached_property
+    def made_by(self) -> dict:
+        """What features depend on beside the scan, as attributes of a file."""
+        settings = f"{self.settings} {self.dtype}"
+        return {"format": FORMAT, "encoder_sha256": encoder_key(self.encoder), "settings": settings}
 
     def frame(self, name: str) -> FeatureStore:
         """The store, in a folder of this one, of features in another frame, e.g. the "stored" axes of oblique scans."""
@@ -74,34 +84,35 @@ class FeatureStore:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
 
-    def key(self, case: Case) -> str:
-        """SHA-256 over the scan's bytes and all settings that its features depend on."""
-        digest = hashlib.sha256(self.settings.encode())
-        with open(case.image, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
-
     def missing(self, cases: Iterable[Case]) -> list[Case]:
         """Those of ``cases`` without fresh features."""
-        return [case for case in cases if self._stored_key(case.name) != self.key(case)]
+        return [case for case in cases if not self.fresh(case)]
 
-    def _stored_key(self, name: str) -> str | None:
+    def fresh(self, case: Case) -> bool:
+        """Whether the case has features, of today's scan, encoder and settings."""
         try:
-            with h5py.File(self.path(name), "r") as file:
-                return file.attrs["key"]
+            with h5py.File(self.path(case.name), "r") as file:
+                found = {name: file.attrs[name] for name in (*self.made_by, "spacing_mm", *SCAN)}
         except (OSError, KeyError):  # none yet, or not one of ours: made again
-            return None
+            return False
+        made_by = self.made_by | {"spacing_mm": self.spacing or 0.0}
+        if any(found[name] != value for name, value in made_by.items()):
+            return False
+        seen = case.image.stat()
+        untouched = (found["scan_bytes"], found["scan_changed_ns"]) == (seen.st_size, seen.st_mtime_ns)
+        settled = self.path(case.name).stat().st_mtime_ns - seen.st_mtime_ns > JUST_NOW_NS
+        return (untouched and settled) or found["scan_sha256"] == checksum(case.image)
 
     def save(self, case: Case, tokens: Tokens, affine: Affine, scan: Grid) -> None:
         """Write one case: tokens (C, H', W', D') and their affine, beside the scan's own grid."""
         descriptor = F.normalize(tokens.float().mean((1, 2, 3)), dim=0)
-        key = self.key(case)
+        seen = case.image.stat()
+        scan_of = dict(zip(SCAN, (checksum(case.image), seen.st_size, seen.st_mtime_ns)))
         with whole(self.path(case.name)) as aside, h5py.File(aside, "w") as file:
             file.create_dataset("tokens", data=tokens.cpu().numpy().astype(self.dtype), chunks=(1, *tokens.shape[1:]))
             file["affine"], file["descriptor"] = np.asarray(affine, float), descriptor.cpu().numpy()
             file["scan_affine"], file["scan_shape"] = np.asarray(scan.affine, float), np.asarray(scan.shape, int)
-            file.attrs.update(key=key, encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, format=FORMAT)
+            file.attrs.update(encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, **self.made_by, **scan_of)
 
     def load(self, name: str) -> Features:
         """One case from disk.
@@ -125,11 +136,16 @@ class FeatureStore:
         return np.stack(rows)
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def encoder_key(encoder: Encoder) -> str:
     """SHA-256 over an encoder's structure and weights."""
-    digest = hashlib.sha256(
-        f"{encoder.name} {encoder.patch_size} {encoder.input_size} {named(encoder.normalise)}".encode()
-    )
+    said = (encoder.name, encoder.patch_size, encoder.input_size, encoder.stage, encoder.precision, encoder.compiled)
+    digest = hashlib.sha256(f"{said} {named(encoder.normalise)}".encode())
     network = encoder.network
     plain = {k: v for k, v in vars(network).items() if not k.startswith("_") and k != "training"}
     digest.update(f"{type(network).__qualname__} {network} {sorted(plain.items())}".encode())
@@ -150,16 +166,20 @@ class TokenInferer(Inferer):
 
     The volume is padded evenly with its border to whole patches, and to the encoder's window where that is bound;
     windows overlap by ``overlap`` and are blended (Gaussian weights). ``crop`` "center" is the published code's way:
-    zeros are padded, and one window is cut from the middle.
+    zeros are padded, and one window is cut from the middle. ``step`` asks for a token every so many voxels, a divisor
+    p / n of the patch size p: the encoder sees the volume n^3 times, shifted, which takes n^3 times as long.
     """
 
-    def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1, crop: str | None = None):
+    def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1, crop: str | None = None, step: int | None = None):
         if crop not in (None, "center"):
-            raise ValueError(f"crop '{crop}': expected 'center' or None.")
-        self.overlap, self.sw_batch_size, self.crop = overlap, sw_batch_size, crop
+            raise UserError(f"crop '{crop}': expected 'center' or None.")
+        self.overlap, self.sw_batch_size, self.crop, self.step = overlap, sw_batch_size, crop, step
 
     def __call__(self, inputs: torch.Tensor, network: Encoder, *args, **kwargs) -> MetaTensor:
         patch, window = network.patch_size, network.input_size
+        step = self.step or patch
+        if patch % step:
+            raise UserError(f"a token every {step} voxels: expected a divisor of the encoder's patch size {patch}.")
         affine = np.asarray(inputs.meta["affine"] if isinstance(inputs, MetaTensor) else np.eye(4), float)
         affine = affine.reshape(-1, 4, 4)[0]
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -167,21 +187,31 @@ class TokenInferer(Inferer):
         if self.crop and window:
             sides = [window] * 3
         before = [(side - n) // 2 for side, n in zip(sides, volume.shape[2:])]
-        after = [side - n - b for side, n, b in zip(sides, volume.shape[2:], before)]
-        pads = [p for pair in zip(before[::-1], after[::-1]) for p in pair]
+        margin = (patch - step) // 2  # so that the shifted volumes lie evenly about the plain one
+        pads = []
+        for side, n, b in zip(sides, volume.shape[2:], before):
+            pads = [b + margin, side - n - b + (patch - step - margin), *pads]
         if any(pads):  # negative ones crop
             volume = F.pad(volume, pads, mode="constant" if self.crop else "replicate")
-        if window is None:
-            tokens = network(volume)
-        else:
-            step = max(patch, round(window * (1 - self.overlap) / patch) * patch)  # windows start on whole tokens
-            overlap = max(0.0, 1 - (step + 0.5) / window)  # MONAI rounds window x (1 - overlap) down: to the step
-            slide = SlidingWindowInferer(window, self.sw_batch_size, overlap=overlap, mode="gaussian")
-            tokens = slide(volume, network)
+        shifts, fine = range(0, patch, step), None
+        for i, j, k in itertools.product(shifts, repeat=3):
+            tokens = self._tokens(volume[:, :, i : i + sides[0], j : j + sides[1], k : k + sides[2]], network)
+            if fine is None:
+                fine = tokens.new_empty(*tokens.shape[:2], *(n * len(shifts) for n in tokens.shape[2:]))
+            fine[:, :, i // step :: len(shifts), j // step :: len(shifts), k // step :: len(shifts)] = tokens
         place = np.eye(4)
-        place[:3, :3] *= patch
-        place[:3, 3] = (patch - 1) / 2 - np.array(before)
-        return MetaTensor(tokens, affine=torch.as_tensor(affine @ place))
+        place[:3, :3] *= step
+        place[:3, 3] = (patch - 1) / 2 - margin - np.array(before)
+        return MetaTensor(fine, affine=torch.as_tensor(affine @ place))
+
+    def _tokens(self, volume: torch.Tensor, network: Encoder) -> torch.Tensor:
+        """Of a volume of whole patches: (1, C, H', W', D')."""
+        patch, window = network.patch_size, network.input_size
+        if window is None:
+            return network(volume)
+        stride = max(patch, round(window * (1 - self.overlap) / patch) * patch)  # windows start on whole tokens
+        overlap = max(0.0, 1 - (stride + 0.5) / window)  # MONAI rounds window x (1 - overlap) down: to the stride
+        return SlidingWindowInferer(window, self.sw_batch_size, overlap=overlap, mode="gaussian")(volume, network)
 
 
 class FeatureSaver:

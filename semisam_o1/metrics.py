@@ -29,7 +29,7 @@ import torch
 from monai.metrics import compute_dice, compute_iou
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-from semisam_o1.export import write_text
+from semisam_o1.files import write_text
 from semisam_o1.transforms import read_volume
 from semisam_o1.types import Case
 

@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image
 
-from semisam_o1.export import whole
+from semisam_o1.files import whole
 from semisam_o1.types import Affine
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is kept for the truth.

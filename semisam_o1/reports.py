@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from semisam_o1.export import write_text
+from semisam_o1.files import write_text
 from semisam_o1.metrics import SPLITS, STAGES, read_csv, summary
 from semisam_o1.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
 from semisam_o1.transforms import HDF5_SUFFIXES, read_volume

@@ -23,8 +23,9 @@ from semisam_o1.alignment import CHANNELS, AffineMap, coarse, is_turned, princip
 from semisam_o1.atlases import Atlas, carried_from, fuse, unlikeness
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
-from semisam_o1.export import whole, write_confidence, write_label, write_text
+from semisam_o1.export import write_confidence, write_label
 from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import whole, write_text
 from semisam_o1.propagation import Propagated, Reference, copy
 from semisam_o1.quality import Quality, WayBack, back_propagate, judge
 from semisam_o1.refinement import entropy

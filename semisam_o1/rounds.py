@@ -25,7 +25,7 @@ import semisam_o1
 from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
-from semisam_o1.export import write_json, write_text
+from semisam_o1.files import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
 from semisam_o1.reports import write_report
 from semisam_o1.round_0 import QualityList

@@ -15,8 +15,8 @@ from semisam_o1.alignment import CHANNELS, AffineMap, align, coarse, pooled, pri
 from semisam_o1.atlases import unlikeness
 from semisam_o1.datasets import images_alone
 from semisam_o1.encoders import mind
-from semisam_o1.export import write_text
 from semisam_o1.features import TokenInferer
+from semisam_o1.files import write_text
 from semisam_o1.pictures import case_picture, picture_tag, to_ras
 from semisam_o1.transforms import case_grid, choose_spacing, image_chain, read_volume
 from semisam_o1.types import Case, DatasetError, Tokens

@@ -9,7 +9,7 @@ from pathlib import Path
 import semisam_o1
 from semisam_o1.config import Preset
 from semisam_o1.datasets import Cohort
-from semisam_o1.export import write_json
+from semisam_o1.files import write_json
 
 CARRIED = ("image_key", "intensities", "patch_size", "overlap", "amp")  # settings that inference shares with training
 

@@ -11,15 +11,8 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from semisam_o1.export import (
-    whole,
-    write_confidence,
-    write_entropy,
-    write_json,
-    write_label,
-    write_text,
-    write_weights,
-)
+from semisam_o1.export import write_confidence, write_entropy, write_label, write_weights
+from semisam_o1.files import whole, write_json, write_text
 from semisam_o1.phantoms import grid_affine
 from semisam_o1.transforms import read_grid
 

@@ -1,6 +1,7 @@
 """Where tokens lie, told by ramps; what the store keeps, and when it holds its files stale."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from semisam_o1 import features
 from semisam_o1.encoders import Encoder, mind
 from semisam_o1.encoders.sam_med3d import normalise_foreground
 from semisam_o1.features import FeatureStore, TokenInferer, encoder_key
@@ -87,6 +89,28 @@ def test_tokens_lie_where_their_affine_says(shape, window, crop, expected):
         found = tokens.as_tensor()[0, 0].numpy()
         np.testing.assert_allclose(found[inside], places(tokens)[inside][:, axis], atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(tokens.affine)[:3, :3], axis=0), PATCH * 1.5)
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("crop", [None, "center"])
+@pytest.mark.parametrize("step", [2, 4])
+def test_finer_tokens_lie_where_their_affine_says(step, crop, window):
+    shape = (24, 21, 31) if window else (24, 16, 32)
+    affine = grid_affine(shape, (1.5, 1.5, 1.5), "RAS", (8, -6, 15))
+    for axis, ramp in enumerate(ramps(shape, affine)):
+        coarse = TokenInferer(crop=crop)(ramp, stub(window=window))
+        tokens = TokenInferer(crop=crop, step=step)(ramp, stub(window=window))
+        assert tokens.shape[2:] == tuple(n * PATCH // step for n in coarse.shape[2:])
+        inside = whole_tokens(tokens, shape, affine, PATCH)
+        assert inside.sum() >= 30
+        found = tokens.as_tensor()[0, 0].numpy()
+        np.testing.assert_allclose(found[inside], places(tokens)[inside][:, axis], atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(tokens.affine)[:3, :3], axis=0), step * 1.5)
+
+
+def test_a_finer_step_than_the_patch_divides_it():
+    with pytest.raises(ValueError, match="every 3 voxels: expected a divisor of the encoder's patch size 8"):
+        TokenInferer(step=3)(torch.zeros(1, 1, 16, 16, 16), stub())
 
 
 @pytest.mark.parametrize("overlap, windows", [(0.0, 8), (0.25, 8), (0.5, 27), (0.75, 125)])
@@ -281,6 +305,7 @@ def test_settings_of_an_encoder_without_weights_count():
 
 PROGRAM = """
 from torch import nn
+from semisam_o1 import features
 from semisam_o1.encoders import Encoder, mind
 from semisam_o1.encoders.sam_med3d import normalise_foreground
 from semisam_o1.features import encoder_key
@@ -303,9 +328,41 @@ def test_the_key_of_an_encoder_that_normalises_is_the_same_in_another_process(ke
     assert keys_elsewhere[1] == encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground))
 
 
-def test_the_key_of_a_case_takes_in_its_bytes(tmp_path, case):
-    store = FeatureStore(tmp_path, stub(), 1.5)
-    assert store.key(case) == hashlib.sha256(store.settings.encode() + b"bytes of a scan").hexdigest()
+def test_the_file_says_what_it_was_made_from(tmp_path, case):
+    store = FeatureStore(tmp_path, stub(), 1.5, settings="('image', 'foreground')")
+    store.save(case, *tokens_and_affine(), GRID)
+    with h5py.File(store.path("case.01"), "r") as file:
+        found = dict(file.attrs)
+    assert found["scan_sha256"] == hashlib.sha256(b"bytes of a scan").hexdigest()
+    assert found["encoder_sha256"] == encoder_key(stub())
+    assert (found["encoder"], found["spacing_mm"], found["scan_bytes"]) == ("stub", 1.5, 15)
+    assert "foreground" in found["settings"] and "float16" in found["settings"]
+
+
+def set_time(path, ns):
+    os.utime(path, ns=(ns, ns))
+
+
+def test_a_scan_of_the_same_size_and_time_is_not_read_again(tmp_path, case, monkeypatch):
+    long_ago = case.image.stat().st_mtime_ns - 60 * 10**9
+    set_time(case.image, long_ago)
+    store = filled(tmp_path, case)
+    monkeypatch.setattr(features, "checksum", lambda path: pytest.fail("read again"))
+    assert store.missing([case]) == []
+
+
+def test_a_touched_scan_of_the_same_bytes_is_fresh(tmp_path, case):
+    store = filled(tmp_path, case)
+    set_time(case.image, case.image.stat().st_mtime_ns - 60 * 10**9)
+    assert store.missing([case]) == []
+
+
+def test_a_change_right_after_the_features_is_seen_though_clocks_are_coarse(tmp_path, case):
+    store = filled(tmp_path, case)
+    then = case.image.stat().st_mtime_ns
+    case.image.write_bytes(b"Bytes of a scan")
+    set_time(case.image, then)
+    assert store.missing([case]) == [case]
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from semisam_o1.types import Volume
+from semisam_o1.encoders.weights import load_weights
+from semisam_o1.types import UserError, Volume
+
+log = logging.getLogger("semisam_o1")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Encoder(nn.Module):
-    """(B, 1, H, W, D) -> tokens (B, C, H/p, W/p, D/p), p the patch size, for any network of that form.
+    """(B, 1, H, W, D) -> float32 tokens (B, C, H/p, W/p, D/p), p the patch size, for any network of that form.
+
+    A network with parameters and no trained weights says so in the log.
 
     Args:
         network: what does it; put into eval mode and frozen.
@@ -19,6 +27,12 @@ class Encoder(nn.Module):
         patch_size: voxels from one token to the next.
         input_size: side of the cubic window that the network is bound to; None where it takes a whole volume.
         normalise: applied to the window's (B, 1, H, W, D) intensities, which arrive z-normalised; None leaves them.
+        stage: which of the network's outputs, where it gives several.
+        weights: a file for `load_weights`; trained: the network has its weights already.
+        prefix: of the network's keys in that file.
+        precision: "float32", or autocast to "bfloat16" or "float16".
+        compiled: by `torch.compile`. The error that it and the precision bring is measured on the first window
+            and logged.
     """
 
     def __init__(
@@ -28,13 +42,42 @@ class Encoder(nn.Module):
         patch_size: int = 1,
         input_size: int | None = None,
         normalise: Callable[[Volume], Volume] | None = None,
+        stage: int | None = None,
+        weights: str | Path | None = None,
+        trained: bool = False,
+        prefix: str = "",
+        precision: str = "float32",
+        compiled: bool = False,
     ):
         super().__init__()
         if input_size is not None and input_size % patch_size:
-            raise ValueError(f"encoder {name}: input_size {input_size} is not a multiple of patch_size {patch_size}.")
+            raise UserError(f"encoder {name}: input_size {input_size} is not a multiple of patch_size {patch_size}.")
+        if precision not in PRECISIONS:
+            raise UserError(f"encoder {name}: precision '{precision}', expected one of {', '.join(PRECISIONS)}.")
+        if weights is not None:
+            load_weights(network, weights, prefix, f"the encoder {name}")
+        elif not trained and any(True for _ in network.parameters()):
+            log.warning("encoder %s: RANDOM WEIGHTS. Its features mean little; name a file as its 'weights'.", name)
         self.network = network.eval().requires_grad_(False)
         self.name, self.patch_size, self.input_size, self.normalise = name, patch_size, input_size, normalise
+        self.stage, self.precision, self.compiled = stage, precision, compiled
+        self.error: float | None = None  # largest, of the first window, against plain float32
+        if compiled:
+            self._compiled = [torch.compile(network)]  # in a list, so that its weights are not counted twice
 
     @torch.no_grad()
     def forward(self, volume: Volume) -> torch.Tensor:
-        return self.network(volume if self.normalise is None else self.normalise(volume))
+        volume = volume if self.normalise is None else self.normalise(volume)
+        with torch.autocast(volume.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
+            tokens = self._of_stage(self._compiled[0] if self.compiled else self.network, volume)
+        if self.error is None and (self.compiled or self.precision != "float32"):
+            plain = self._of_stage(self.network, volume[:1])
+            self.error = float((plain - tokens[:1]).abs().max())
+            how = self.precision + (", compiled" if self.compiled else "")
+            text = "encoder %s in %s: largest error %.2g against float32, features of deviation %.2g"
+            log.info(text, self.name, how, self.error, float(plain.std()))
+        return tokens
+
+    def _of_stage(self, network: nn.Module, volume: Volume) -> torch.Tensor:
+        output = network(volume)
+        return (output if self.stage is None else output[self.stage]).float()

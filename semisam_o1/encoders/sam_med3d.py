@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.types import UserError
+from semisam_o1.encoders.weights import load_weights
 
 CHECKPOINT = Path("pretrained_ckpt/sam_med3d_turbo.pth")
 EPS = 1e-6  # of every LayerNorm
 FLAT = 1e-6  # a standard deviation under this part of the mean is float32 rounding
-LISTED = 20  # names of each kind in an error, before "and more"
-
-# What the original training loop writes beside the weights: its arguments and numbers. They are data alone.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-HARMLESS = [
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
-    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # NumPy 1 and 2
-]
 
 
 class SAMMed3DEncoder(nn.Module):
@@ -213,13 +199,12 @@ def load_sam_med3d(
 ) -> SAMMed3DEncoder:
     """The encoder (B, 1, 128, 128, 128) -> (B, 384, 8, 8, 8) with the weights in ``checkpoint``; eval mode.
 
-    ``checkpoint`` is a PyTorch file or ``.safetensors``: a state dict, or a dict with one under
-    ``model_state_dict``. Its keys may begin with ``module.``, and with ``image_encoder.``: then the other
-    parts of the model are left aside. Nothing stored in the file is executed; weights become float32.
-    ``architecture``: as of `SAMMed3DEncoder`, for other sizes than the released one.
+    ``checkpoint`` is as `load_weights` takes it: the whole published one or the encoder's part. ``architecture``: as
+    of `SAMMed3DEncoder`, for other sizes than the released one.
 
-    Raises FileNotFoundError if there is no such file, and ValueError if it cannot be read without executing
-    what it holds or if its weights are not those of the encoder: missing, extra or of another shape.
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be read without executing what it holds, or its weights do not fit.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -228,86 +213,31 @@ def load_sam_med3d(
             f"put it at {CHECKPOINT}, or name its place with --set pretrained_ckpt=FILE. The encoder `mind` needs no "
             "weights."
         )
-    weights = _encoder_weights(_read(path), path)
     with torch.device("meta"):  # no time spent on initial values
         encoder = SAMMed3DEncoder(**architecture)
-    _check(weights, encoder.state_dict(), path)
-    weights = {key: weight.to(device, torch.float32) for key, weight in weights.items()}
-    encoder.load_state_dict(weights, assign=True)
-    return encoder.eval()
+    load_weights(encoder, path, "image_encoder.", "the SAM-Med3D image encoder")
+    return encoder.to(device).eval()
 
 
-def sam_med3d(checkpoint: str | Path = CHECKPOINT, normalise: bool = True, **settings: Any) -> Encoder:
+def sam_med3d(
+    checkpoint: str | Path = CHECKPOINT,
+    normalise: bool = True,
+    precision: str = "float32",
+    compiled: bool = False,
+    **settings: Any,
+) -> Encoder:
     """SAM-Med3D as an `Encoder`: a token every 16 voxels, bound to windows of 128 voxels a side.
 
-    ``normalise`` applies `normalise_foreground` to each window; ``settings``, errors: as of `load_sam_med3d`.
+    ``normalise`` applies `normalise_foreground` to each window; ``precision``, ``compiled``: as of `Encoder`;
+    ``settings``, errors: as of `load_sam_med3d`.
     """
     network = load_sam_med3d(checkpoint, **settings)
-    intensities = normalise_foreground if normalise else None
-    return Encoder(network, "sam_med3d", network.patch_size, network.input_size, intensities)
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path} needs the package safetensors: pip install safetensors.") from error
-        return load_file(path)
-    with torch.serialization.safe_globals(HARMLESS):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if names := _unsafe_names(path, error):
-                raise UserError(
-                    f"{path} asks for more than weights, which could execute code: {', '.join(names)}. If "
-                    f"you trust its source, load it elsewhere with weights_only=False and save its "
-                    f"model_state_dict alone by torch.save; otherwise get the file again."
-                ) from error
-            raise _unreadable(path, error) from error
-        except (RuntimeError, EOFError) as error:
-            raise _unreadable(path, error) from error
-
-
-def _unsafe_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not the zip format, which alone can be listed: the first name is in the message
-        return re.findall(r"GLOBAL (\S+) was not", str(error))
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    return ValueError(f"{path} is no readable PyTorch checkpoint ({reason}): get the file again.")
-
-
-def _encoder_weights(stored: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(stored, Mapping):
-        stored = stored.get("model_state_dict", stored)
-    if not isinstance(stored, Mapping):
-        raise UserError(
-            f"{path} holds a {type(stored).__name__}; expected a state dict, or a dict with model_state_dict."
-        )
-    weights = {str(key).removeprefix("module."): value for key, value in stored.items()}
-    prefix = "image_encoder."
-    named = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return named or weights
-
-
-def _check(weights: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path) -> None:
-    def shape(value: Any) -> Any:
-        return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-    shapes = {key: (shape(weights[key]), shape(expected[key])) for key in expected if key in weights}
-    problems = {
-        "missing": [key for key in expected if key not in weights],
-        "not expected": [key for key in weights if key not in expected],
-        "of another shape": [f"{key}: {a} instead of {b}" for key, (a, b) in shapes.items() if a != b],
-    }
-    found = "; ".join(
-        f"{len(keys)} {problem}: {', '.join(keys[:LISTED])}" + (" and more" if len(keys) > LISTED else "")
-        for problem, keys in problems.items()
-        if keys
+    how = {"precision": precision, "compiled": compiled, "trained": True}
+    return Encoder(
+        network,
+        "sam_med3d",
+        network.patch_size,
+        network.input_size,
+        normalise_foreground if normalise else None,
+        **how,
     )
-    if found:
-        raise UserError(f"{path} does not fit the SAM-Med3D image encoder. {found}.")

@@ -1,0 +1,208 @@
+"""Trained weights from a user's file into a network, and from any checkpoint into safetensors; nothing is executed."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from semisam_o1.files import whole
+from semisam_o1.types import UserError
+
+LISTED = 20  # names of each kind in an error, before "and more"
+
+# What training loops write beside the weights: arguments and numbers. They are data alone.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int64")),
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # NumPy 1 and 2
+]
+
+
+def load_weights(network: nn.Module, file: str | Path, prefix: str = "", what: str = "the network") -> nn.Module:
+    """``network`` with the weights in ``file``, float32, and the network itself; it may be on the meta device.
+
+    ``file`` is a PyTorch checkpoint or ``.safetensors``: a state dict, or a dict with one under ``model_state_dict``
+    or ``state_dict``. Its keys may begin with ``module.`` and with ``prefix``: then the other parts are left aside.
+
+    Raises:
+        UserError: the file cannot be read without executing what it holds, or its weights are not the network's:
+            missing, extra or of another shape, each listed.
+    """
+    path = Path(file)
+    weights = _part(read_checkpoint(path), path, prefix)
+    _check(weights, network.state_dict(), path, what)
+    weights = {key: weight.float() if weight.is_floating_point() else weight for key, weight in weights.items()}
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds, on the CPU, if it holds nothing that could be executed.
+
+    Raises:
+        UserError: it needs more than tensors and plain data (the types are listed), or cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # noqa: BLE001 - safetensors has an error of its own, which is an Exception alone
+            raise _unreadable(path, error) from error
+    with torch.serialization.safe_globals(HARMLESS):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if names := _unsafe_names(path, error):
+                raise UserError(
+                    f"{path} asks for more than weights, which could execute code: {', '.join(names)}. Take the "
+                    f"weights alone out of it, which executes nothing: semisam-o1 convert-weights {path} "
+                    f"{path.with_suffix('.safetensors')}"
+                ) from error
+            raise _unreadable(path, error) from error
+        except (RuntimeError, EOFError) as error:
+            raise _unreadable(path, error) from error
+
+
+def convert_weights(source: str | Path, target: str | Path) -> int:
+    """Every tensor of a checkpoint's state dict into a safetensors file; how many there are.
+
+    Nothing in the checkpoint is executed: whatever in it is neither tensor nor plain container becomes an inert
+    stand-in, called by nobody. Keys stay as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no PyTorch checkpoint, or has no tensors.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: expected a name that ends in .safetensors.")
+    if not source.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {source}.")
+    try:
+        if zipfile.is_zipfile(source) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(source).namelist()):
+            raise UserError("a TorchScript archive, which holds code")
+        stored = torch.load(source, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ALONE)
+    except Exception as error:  # noqa: BLE001 - a broken pickle raises anything
+        raise _unreadable(source, error) from error
+    tensors = {key: value for key, value in _state(stored, source).items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{source} has no tensors under model_state_dict, state_dict or at its top.")
+    with whole(target) as aside:
+        save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, aside)
+    return len(tensors)
+
+
+class _Inert:
+    """Stands for anything that is not a tensor: takes every call and every content, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Finds what rebuilds tensors and ordered dicts; every other name is `_Inert`."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+        ("torch", "Size"): torch.Size,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.ALLOWED:
+            return self.ALLOWED[module, name]
+        if module in ("torch", "torch.storage") and re.fullmatch(r"\w+Storage", name):
+            return super().find_class(module, name)  # a kind of number; torch.load reads the bytes itself
+        return _Inert
+
+
+def _load(file: Any, **kwargs: Any) -> Any:
+    return _TensorUnpickler(file, **kwargs).load()
+
+
+_TENSORS_ALONE = types.SimpleNamespace(
+    __name__="tensors_alone", Unpickler=_TensorUnpickler, load=_load, UnpicklingError=pickle.UnpicklingError
+)
+
+
+def _unsafe_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not the zip format, which alone can be listed: the first name is in the message
+        return re.findall(r"GLOBAL (\S+) was not", str(error))
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    return UserError(f"{path} is no readable checkpoint ({reason}): get the file again.")
+
+
+def _state(stored: Any, path: Path) -> dict[str, Any]:
+    for key in ("model_state_dict", "state_dict"):
+        if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping):
+            stored = stored[key]
+    if not isinstance(stored, Mapping):
+        raise UserError(
+            f"{path} holds a {type(stored).__name__}; expected a state dict, or a dict with model_state_dict."
+        )
+    return {str(key): value for key, value in stored.items()}
+
+
+def _part(stored: Any, path: Path, prefix: str) -> dict[str, Any]:
+    weights = {key.removeprefix("module."): value for key, value in _state(stored, path).items()}
+    part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return part or weights
+
+
+def _check(weights: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path, what: str) -> None:
+    def shape(value: Any) -> Any:
+        return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+    shapes = {key: (shape(weights[key]), shape(expected[key])) for key in expected if key in weights}
+    problems = {
+        "missing": [key for key in expected if key not in weights],
+        "not expected": [key for key in weights if key not in expected],
+        "of another shape": [f"{key}: {a} instead of {b}" for key, (a, b) in shapes.items() if a != b],
+    }
+    found = "; ".join(
+        f"{len(keys)} {problem}: {', '.join(keys[:LISTED])}" + (" and more" if len(keys) > LISTED else "")
+        for problem, keys in problems.items()
+        if keys
+    )
+    if found:
+        raise UserError(f"{path} does not fit {what}. {found}.")
