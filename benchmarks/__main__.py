@@ -2,9 +2,10 @@
 
 import argparse
 
-from benchmarks import perturbed, propagation, quality, suggested
+from benchmarks import encoder, perturbed, propagation, quality, store, suggested
 
-BENCHMARKS = {"propagation": propagation, "quality": quality, "perturbed": perturbed, "suggested": suggested}
+MODULES = (propagation, quality, perturbed, suggested, encoder, store)
+BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 def main() -> None:

@@ -202,10 +202,14 @@ def second_pass_engine(
     template = store.load(cohort.templates[0].name)
     basis = principal(template.tokens, CHANNELS)
     _, factor = coarse(template.tokens[:1], template.tokens)
-    names = [case.name for case in cases if drafts.has(case.name, "matrix")]
-    descriptors = store.descriptors(names) if names else np.empty((0, 0))
-    if not names:
-        log.info("second pass: the first aligned nothing to the template, labels left alone")
+
+    @functools.cache
+    def aligned() -> tuple[list[str], np.ndarray]:
+        """The scans that can be atlases, and their global descriptors."""
+        names = [case.name for case in cases if drafts.has(case.name, "matrix")]
+        if not names:
+            log.info("second pass: the first aligned nothing to the template, labels left alone")
+        return names, store.descriptors(names) if names else np.empty((0, 0))
 
     def tokens_of(name: str) -> tuple[Features, torch.Tensor]:
         (frame,) = drafts.load(name, ["frame"])
@@ -218,6 +222,7 @@ def second_pass_engine(
         return pooled_tokens, AffineMap(matrix, shift)
 
     def process(case: Case) -> float | None:
+        names, descriptors = aligned()
         if case.name not in names:
             return None
         found, tokens = tokens_of(case.name)
@@ -239,6 +244,11 @@ def second_pass_engine(
         return write_results(folder, case, own, found)
 
     engine = case_engine(process, "the second pass", handlers)
+
+    @engine.on(Events.STARTED)
+    def look_again(engine: Engine) -> None:
+        aligned.cache_clear()
+        place_of.cache_clear()
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:

@@ -1,0 +1,78 @@
+"""The engines of round 0 on tiny scans: what the second pass finds when it starts."""
+
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from semisam_o1.alignment import CHANNELS, coarse
+from semisam_o1.encoders import mind
+from semisam_o1.engine import UncertaintyList
+from semisam_o1.features import FeatureStore
+from semisam_o1.round_0 import WorkFiles, second_pass_engine
+from semisam_o1.transforms import Grid, read_volume
+from semisam_o1.types import Case
+
+SIDES = (12, 11, 10)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Template t and scans a, b, c, all with the same features; a's first label is empty, those of b and c a cube."""
+    store = FeatureStore(tmp_path / "features", mind(), 1.0, "float32")
+    tokens = torch.randn(CHANNELS, *SIDES, generator=torch.Generator().manual_seed(0))
+    grid, drafts, cases = Grid(np.eye(4), SIDES), WorkFiles(tmp_path / "round_0", "first"), []
+    for name in "tabc":
+        nibabel.save(nibabel.Nifti1Image(np.zeros(SIDES, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+        cases.append(Case(name, tmp_path / f"{name}.nii.gz", None, "pool"))
+        store.save(cases[-1], tokens, np.eye(4), grid)
+
+    def first_pass(names="abc"):
+        UncertaintyList(tmp_path / "round_0" / "uncertainty.csv").write(dict.fromkeys(names, 0.1))
+        for name in names:
+            shares = torch.zeros(2, *SIDES)
+            if name != "a":
+                shares[1, 4:8, 4:8, 3:7] = 0.9
+            shares[0] = 1 - shares[1]
+            place = {"matrix": torch.eye(3), "shift": torch.zeros(3), "coarse": coarse(tokens, tokens)[0]}
+            drafts.save(name, {"probabilities": shares}, place | {"residual": 0.1, "frame": "world"})
+
+    return SimpleNamespace(
+        store=store, templates=cases[:1], cases=cases[1:], folder=tmp_path / "round_0", first_pass=first_pass
+    )
+
+
+def second_pass(cohort):
+    return second_pass_engine(cohort.store, cohort, cohort.cases, cohort.folder, atlases=2, iterations=(0, 0, 0))
+
+
+def label(cohort, name):
+    return read_volume(cohort.folder / "labels" / f"{name}.nii.gz")[0].numpy()
+
+
+def test_two_atlases_outvote_a_scan_of_its_own_mind(cohort):
+    cohort.first_pass()
+    engine = second_pass(cohort)
+    engine.run(cohort.cases, epoch_length=3)
+    assert engine.state.failed == {}
+    cube = np.zeros(SIDES)
+    cube[4:8, 4:8, 3:7] = 1
+    for name in "abc":
+        np.testing.assert_array_equal(label(cohort, name), cube)
+
+
+def test_the_second_pass_sees_what_the_first_wrote_after_it_was_built(cohort):
+    engine = second_pass(cohort)
+    cohort.first_pass()
+    engine.run(cohort.cases, epoch_length=3)
+    assert label(cohort, "a").sum() == 64
+
+
+def test_scans_that_the_first_pass_did_not_align_are_left_alone(cohort):
+    cohort.first_pass("ab")
+    engine = second_pass(cohort)
+    engine.run(cohort.cases, epoch_length=3)
+    assert sorted(p.name for p in (cohort.folder / "labels").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert engine.state.failed == {}
