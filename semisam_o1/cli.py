@@ -18,6 +18,7 @@ import semisam_o1  # noqa: E402
 from semisam_o1.types import DatasetError, UserError  # noqa: E402
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # of methods
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="the whole job: pseudo-labels for the pool and a trained model")
     _shared(run)
-    run.add_argument("--method", help="semi-supervised method (mean_teacher)")
+    run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
     run.add_argument("--rounds", type=int, dest="num_rounds", help="rounds of training (3)")
     run.set_defaults(action=_run, run_id="training")
 
@@ -178,6 +179,7 @@ def config_files(options: argparse.Namespace) -> list[Path]:
         name = getattr(options, folder[:-1], None)
         if name is None:
             continue
+        name = PUBLISHED_NAMES.get(name, name) if folder == "methods" else name
         if name not in _names(folder):
             raise DatasetError(f"There is no {folder[:-1]} '{name}': choose one of {', '.join(_names(folder))}.")
         files.append(CONFIGS / folder / f"{name}.json")

@@ -32,7 +32,10 @@ def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds
     network = config["network_def"]
     if not isinstance(network, dict):  # chosen by the preset
         network = Preset(settings["preset"], shipped).config["network_def"]
-    network = json.loads(json.dumps(network).replace("$@cohort.num_classes", "@num_classes"))
+    if isinstance(config["prediction_network"], dict):  # a method's wrapper
+        network = config["prediction_network"] | {"network": network}
+    text = json.dumps(network).replace("$@cohort.num_classes", "@num_classes")
+    network = json.loads(text.replace("@preset", repr(settings["preset"])))
     inference |= {name: settings[name] for name in CARRIED if name in settings}
     inference |= {
         "network_def": network,

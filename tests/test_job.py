@@ -272,6 +272,18 @@ def test_method_overlay_is_the_default(run, phantom_dir, tmp_path):
     assert_same_labels(run / "pseudo_labels", tmp_path / "pseudo_labels")
 
 
+@pytest.mark.parametrize("method", ["supervised", "uamt", "dan", "dtc"])
+def test_every_method_trains_and_predicts_through_its_bundle(phantom_dir, tmp_path, method):
+    made, found = tmp_path / "run", tmp_path / "found"
+    command = ["run", str(phantom_dir), "--output", str(made), "--method", method, "--rounds", "1", "--device", "cpu"]
+    assert main([*command, *small(num_rounds=1, quality_estimate=False, second_pass=False)]) == 0
+    image = next((phantom_dir / "images").glob("*"))
+    assert main(["predict", str(image), "--run", str(made), "--output", str(found), "--device", "cpu"]) == 0
+    assert len(labels(found / "labels")) == 1
+    weights = torch.load(made / "bundle" / "models" / "model.pt", weights_only=True)
+    assert ("final2.weight" in weights) == (method == "dtc")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -89,6 +89,23 @@ class UNet3DSDF(UNet3D):
         return torch.tanh(self.final2(shared)), self.final(shared)
 
 
+class LogitsAlone(nn.Module):
+    """Of a network that gives several outputs the last, the logits; its weights have the names of that network's."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[-1]
+
+    def state_dict(self, *args, **kwargs):
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        return self.network.load_state_dict(*args, **kwargs)
+
+
 class _ConvPair(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

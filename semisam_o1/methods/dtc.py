@@ -1,0 +1,87 @@
+"""Dual-task consistency (Luo et al., AAAI 2021): a head for signed distance and a head for classes say the same."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from monai.networks.utils import one_hot
+from monai.transforms.utils import distance_transform_edt
+from torch import nn
+
+from semisam_o1.methods.two_stream import TwoStreamLoss
+
+STEEPNESS = 1500  # of the sigmoid that makes a mask of a signed distance
+
+
+def signed_distance(masks: torch.Tensor) -> torch.Tensor:
+    """Each mask's (B, C, H, W, D) normalised distance to its border: -1 to 0 inside, 0 to 1 outside, the same shape.
+
+    In voxels, each side divided by its own largest. Zero everywhere for a mask that is empty or full.
+    """
+    result = torch.zeros(masks.shape, dtype=torch.float32, device=masks.device)
+    for index in torch.cartesian_prod(torch.arange(masks.shape[0]), torch.arange(masks.shape[1])).tolist():
+        mask = masks[tuple(index)] > 0.5
+        if mask.any() and not mask.all():
+            inside, outside = (
+                torch.as_tensor(distance_transform_edt(part.float()[None])[0], device=masks.device).float()
+                for part in (mask, ~mask)
+            )
+            edge = mask & (inside <= 1)  # the mask's own border voxels
+            signed = outside / outside.max() - inside / inside.max()
+            result[tuple(index)] = signed.masked_fill(edge, 0)
+    return result
+
+
+def squared_dice(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - (2 sum p t + 1e-5) / (sum p^2 + sum t^2 + 1e-5) over everything at once, as published."""
+    overlap = 2 * (probabilities * target).sum() + 1e-5
+    return 1 - overlap / (probabilities.square().sum() + target.square().sum() + 1e-5)
+
+
+class PublishedSegmentation(nn.Module):
+    """0.01 CE and one Dice over all channels of sigmoid(logits) against the mask y = 1 repeated in each."""
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        mask = (label == 1).float().expand_as(logits)
+        return 0.01 * F.cross_entropy(logits, label[:, 0].long()) + squared_dice(logits.sigmoid(), mask)
+
+
+class DualTaskLoss(TwoStreamLoss):
+    """For networks that give (signed distance, logits), both (B, C, H, W, D); sdf is negative inside.
+
+    L_cons = mean (sigmoid(-1500 sdf) - sigmoid(logits))^2 over the whole batch and all channels. Then
+
+    - as published: L_sup and L_pseudo are 0.01 CE and one Dice over all channels of sigmoid(logits) against the
+      foreground (y = 1) repeated in each, and the same Dice of sigmoid(-1500 sdf) is added on the labelled half;
+    - else: L_sup and L_pseudo are `TwoStreamLoss`'s, a Dice a class; on the labelled half are added the Dice a class
+      of sigmoid(-1500 sdf) and ``distance_weight`` x the mean |sdf - signed distance of the label|, for any C.
+    """
+
+    def __init__(self, *args, published: bool = False, distance_weight: float = 0.3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.published, self.distance_weight = published, distance_weight
+        self.dice_a_class = DiceLoss(sigmoid=False, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
+        if published:
+            self.segmentation = PublishedSegmentation()
+        self._sdf: torch.Tensor | None = None
+
+    def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
+        return ((-STEEPNESS * self._sdf).sigmoid() - logits.sigmoid()).square().mean()
+
+    def forward(self, outputs: tuple[torch.Tensor, torch.Tensor], target: dict) -> torch.Tensor:
+        """outputs: (sdf, logits); target: see `prepare_batch`."""
+        self._sdf, logits = outputs
+        total, labelled = super().forward(logits, target), target["labelled"]
+        if not labelled.any():
+            return total
+        sdf, label = self._sdf[labelled], target["label"][labelled]
+        soft = (-STEEPNESS * sdf).sigmoid()
+        if self.published:
+            extra = squared_dice(soft, (label == 1).float().expand_as(soft))
+        else:
+            masks = one_hot(label, logits.shape[1])
+            extra = self.dice_a_class(soft, masks)
+            extra = extra + self.distance_weight * (sdf - signed_distance(masks)).abs().mean()
+        self.weighted["distance"] = float(extra.detach())
+        return total + extra

@@ -1,0 +1,60 @@
+"""Uncertainty-aware mean teacher (Yu et al., MICCAI 2019): the teacher is followed where it is sure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from semisam_o1.methods.mean_teacher import MeanTeacher, MeanTeacherLoss
+from semisam_o1.methods.two_stream import gaussian_ramp
+
+EPSILON = 1e-6  # inside the entropy's logarithm, as published
+
+
+class UncertaintyAwareLoss(MeanTeacherLoss):
+    """`MeanTeacherLoss` over the voxels where the teacher's entropy is under a threshold that rises:
+
+        sum (mask x (softmax(student) - softmax(teacher))^2) / (2 x sum mask + 1e-16)
+        mask = entropy < (0.75 + 0.25 exp(-5 (1 - i/I)^2)) ln C
+
+    The published threshold has ln 2; ln C is the same for two classes and the largest entropy for any other number.
+    """
+
+    teacher_entropy: torch.Tensor | None = None  # (pool scans, H, W, D), nats, set by `UncertaintyAwareTeacher`
+
+    def threshold(self, num_classes: int) -> float:
+        """In nats, at the present iteration."""
+        return (0.75 + 0.25 * gaussian_ramp(self.iteration / self.iterations)) * math.log(num_classes)
+
+    def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
+        if self.teacher_logits is None or not len(self.teacher_logits):
+            return None
+        distance = (logits[~labelled].softmax(1) - self.teacher_logits.softmax(1)).square()
+        mask = (self.teacher_entropy < self.threshold(logits.shape[1])).float()[:, None]
+        return (mask * distance).sum() / (2 * mask.sum() + 1e-16)
+
+
+class UncertaintyAwareTeacher(MeanTeacher):
+    """Handler: `MeanTeacher` whose teacher also says how unsure it is, from ``passes`` more noisy looks."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: UncertaintyAwareLoss,
+        alpha: float = 0.99,
+        noise: float = 0.1,
+        horizon: float | None = None,
+        passes: int = 8,
+    ):
+        super().__init__(network, loss, alpha, noise, horizon)
+        self.passes = passes
+
+    def noisy(self, engine: Engine, pool: torch.Tensor) -> torch.Tensor:
+        logits = super().noisy(engine, pool)
+        mean = sum(super(UncertaintyAwareTeacher, self).noisy(engine, pool).softmax(1) for _ in range(self.passes))
+        mean = mean / self.passes
+        self.loss.teacher_entropy = -(mean * (mean + EPSILON).log()).sum(1)
+        return logits
