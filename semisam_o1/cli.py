@@ -61,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="the trained model on new scans")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
-    predict.add_argument("--run", required=True, type=Path, help="folder of a finished run")
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder of a finished run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
+    predict.add_argument("--method", default="mt", help="with --weights: dtc has a network of its own (mt)")
     predict.add_argument("--output", required=True, type=Path)
     _setting_options(predict)
     predict.set_defaults(action=_predict)
@@ -192,12 +195,18 @@ def _run(options) -> None:
 
 def _predict(options) -> None:
     from semisam_o1.datasets import cases_of
+    from semisam_o1.trained import published_model
 
-    config = options.run / "bundle" / "configs" / "inference.json"
-    if not config.is_file():
-        raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
     cases_of(options.images)  # fails now rather than after the network is built
-    said = {"bundle_root": str(options.run / "bundle"), "output_dir": str(options.output), "images": options.images}
+    said = {"output_dir": str(options.output), "images": options.images}
+    if options.weights:
+        config = CONFIGS / "inference.json"
+        said |= published_model(options.weights, options.method)
+    else:
+        config = options.run / "bundle" / "configs" / "inference.json"
+        if not config.is_file():
+            raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
+        said["bundle_root"] = str(options.run / "bundle")
     _execute(_workflow([config], "run", said | overrides(options), "infer"))
     print(f"labels: {options.output / 'labels'}, uncertainty: {options.output / 'uncertainty.csv'}")
 
@@ -237,7 +246,7 @@ def _suggest(options) -> None:
 
 
 def _convert(options) -> None:
-    from semisam_o1.encoders import convert_weights
+    from semisam_o1.weights import convert_weights
 
     print(f"{convert_weights(options.checkpoint, options.output)} tensors: {options.output}")
 

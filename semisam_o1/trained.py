@@ -1,4 +1,4 @@
-"""The trained bundle of a run: the shipped bundle with the run's weights and settings."""
+"""Trained models: the bundle of a run, and checkpoints of the published code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import semisam_o1
 from semisam_o1.config import Preset
 from semisam_o1.datasets import Cohort
 from semisam_o1.files import write_json
+from semisam_o1.types import UserError
+from semisam_o1.weights import read_weights
 
 CARRIED = ("image_key", "intensities", "patch_size", "overlap", "amp")  # settings that inference shares with training
 
@@ -53,3 +55,34 @@ def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds
             part["spatial_shape"] = settings["patch_size"]
     write_json(bundle / "configs" / "metadata.json", metadata)
     return bundle
+
+
+def published_model(weights: str | Path, method: str) -> dict:
+    """The ids of ``inference.json`` for a checkpoint of the published code: its network, and how it saw scans.
+
+    Scans keep their stored grid and intensities; windows of 128 a side, half overlapping, of uniform weight.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it holds no such network.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    head = read_weights(path).get("final.weight")
+    if head is None:
+        raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
+    name = "UNet3DSDF" if method == "dtc" else "UNet3D"
+    network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": len(head)}
+    what = f"the network of '{method}', {name}({len(head)} classes)"
+    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "file": str(path), "what": what}
+    alone = {"_target_": "semisam_o1.networks.LogitsAlone", "network": loaded}
+    return {
+        "network_def": alone if method == "dtc" else loaded,
+        "num_classes": len(head),
+        "working_spacing": None,
+        "intensities": None,
+        "patch_size": [128, 128, 128],
+        "inferer#mode": "constant",
+        "evaluator#val_handlers#0#_disabled_": True,
+    }

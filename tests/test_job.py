@@ -1,12 +1,14 @@
 """The whole job on a phantom cohort: every shipped config, the two ways to start it, and what it writes."""
 
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -16,12 +18,15 @@ import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import SAMMed3DEncoder
+from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.quality import Quality
 from semisam_o1.refinement import mean_dice
 from semisam_o1.round_0 import QualityList
 from semisam_o1.rounds import training_items
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")
 SMALL = {  # volumes and schedules that take seconds
     "feature_voxels": 12000,
     "train_voxels": 6000,
@@ -282,6 +287,30 @@ def test_every_method_trains_and_predicts_through_its_bundle(phantom_dir, tmp_pa
     assert len(labels(found / "labels")) == 1
     weights = torch.load(made / "bundle" / "models" / "model.pt", weights_only=True)
     assert ("final2.weight" in weights) == (method == "dtc")
+
+
+@needs_golden
+@pytest.mark.parametrize(("method", "network"), [("mt", UNet3D), ("dtc", UNet3DSDF)])
+def test_predict_with_a_published_checkpoint(tmp_path, method, network):
+    """Stored grid and intensities, windows of 128: what the network itself gives."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    model = network(1, 2).eval()
+    weights.fill(model)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "round3_best.pth")
+    image = weights.unet_input()
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["image"] = image[0, 0].numpy()
+    command = ["predict", str(tmp_path / "scan.h5"), "--weights", str(tmp_path / "round3_best.pth")]
+    assert main([*command, "--method", method, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    (found,) = labels(tmp_path / "out" / "labels").values()
+    padded = torch.nn.functional.pad(image, (32, 32, 40, 40, 48, 48))
+    with torch.no_grad():
+        logits = model(padded)[1] if method == "dtc" else model(padded)
+    np.testing.assert_array_equal(found, logits[0, :, 48:80, 40:88, 32:96].argmax(0))
+    other = "dtc" if method == "mt" else "mt"
+    assert main([*command, "--method", other, "--output", str(tmp_path / "o"), "--device", "cpu"]) == 2
 
 
 @pytest.mark.parametrize(

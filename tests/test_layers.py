@@ -36,7 +36,7 @@ LAYERS = (
         "transforms",
     },
     {"alignment", "atlases", "propagation", "quality", "refinement"},
-    {"files", "neighbours", "types", "__init__"},
+    {"files", "neighbours", "types", "weights", "__init__"},
 )
 HEIGHT = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 

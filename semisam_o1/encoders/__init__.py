@@ -4,16 +4,13 @@ from semisam_o1.encoders.base import Encoder
 from semisam_o1.encoders.mind import MIND, mind
 from semisam_o1.encoders.sam_med3d import SAMMed3DEncoder, load_sam_med3d, sam_med3d
 from semisam_o1.encoders.slices import SlicesInThreePlanes
-from semisam_o1.encoders.weights import convert_weights, load_weights
 
 __all__ = [
     "MIND",
     "Encoder",
     "SAMMed3DEncoder",
     "SlicesInThreePlanes",
-    "convert_weights",
     "load_sam_med3d",
-    "load_weights",
     "mind",
     "sam_med3d",
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semisam_o1.encoders.weights import load_weights
 from semisam_o1.types import UserError, Volume
+from semisam_o1.weights import load_weights
 
 log = logging.getLogger("semisam_o1")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.weights import load_weights
+from semisam_o1.weights import load_weights
 
 CHECKPOINT = Path("pretrained_ckpt/sam_med3d_turbo.pth")
 EPS = 1e-6  # of every LayerNorm

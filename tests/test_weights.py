@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from semisam_o1.cli import main
-from semisam_o1.encoders import Encoder, convert_weights, load_weights
+from semisam_o1.encoders import Encoder
+from semisam_o1.weights import convert_weights, load_weights
 
 
 class Intruder:

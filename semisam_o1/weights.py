@@ -43,11 +43,18 @@ def load_weights(network: nn.Module, file: str | Path, prefix: str = "", what: s
             missing, extra or of another shape, each listed.
     """
     path = Path(file)
-    weights = _part(read_checkpoint(path), path, prefix)
+    weights = read_weights(path, prefix)
     _check(weights, network.state_dict(), path, what)
     weights = {key: weight.float() if weight.is_floating_point() else weight for key, weight in weights.items()}
     network.load_state_dict(weights, assign=True)
     return network
+
+
+def read_weights(path: Path, prefix: str = "") -> dict[str, Any]:
+    """The state dict in a file as `load_weights` takes it, its keys without ``module.`` and ``prefix``."""
+    weights = {key.removeprefix("module."): value for key, value in _state(read_checkpoint(path), path).items()}
+    part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return part or weights
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -181,12 +188,6 @@ def _state(stored: Any, path: Path) -> dict[str, Any]:
             f"{path} holds a {type(stored).__name__}; expected a state dict, or a dict with model_state_dict."
         )
     return {str(key): value for key, value in stored.items()}
-
-
-def _part(stored: Any, path: Path, prefix: str) -> dict[str, Any]:
-    weights = {key.removeprefix("module."): value for key, value in _state(stored, path).items()}
-    part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return part or weights
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, Tensor], path: Path, what: str) -> None:
