@@ -116,6 +116,8 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
     command.add_argument("--preset", choices=_names("presets"), help="standard with a GPU, quick without")
     command.add_argument("--seed", type=int)
+    text = "do this step of an earlier start again, and all after it: features, propagation, round_1, ..."
+    command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _setting_options(command)
 
 
@@ -133,7 +135,7 @@ def overrides(options: argparse.Namespace) -> dict:
     Raises:
         DatasetError: a setting is not of the form ID=VALUE.
     """
-    ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split")
+    ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split", "restart_from")
     said = {name: value for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
         said["device"] = options.device

@@ -147,7 +147,8 @@ def first_pass_engine(
     A scan that stands oblique to the template has features in its stored axes too (see `FeatureStore.frame`), as
     descriptors know no rotation: that is taken in which it fits the template
     better or, where nothing was aligned, whose label is the surer.
-    Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``.
+    Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``. A case that has
+    its arrays in ``work/`` already is done.
     """
     templates = templates_of(store, cohort)
     references = [reference for _, reference in templates]
@@ -156,6 +157,8 @@ def first_pass_engine(
     drafts = WorkFiles(folder, "first")
 
     def process(case: Case) -> float:
+        if drafts.has(case.name, "uncertainty"):
+            return float(drafts.load(case.name, ["uncertainty"])[0])
         found, frame = store.load(case.name), "world"
         turn = turn_between(found.scan.affine, templates[0][0].scan.affine)
         floor = to_grid(copy(references, found.tokens).probabilities, found.affine, found.scan)
@@ -171,9 +174,10 @@ def first_pass_engine(
         if result.to_template is not None:
             pooled_tokens, _ = coarse(basis(found.tokens), references[0].tokens)
             small |= {"matrix": result.to_template.matrix, "shift": result.to_template.shift, "coarse": pooled_tokens}
-        drafts.save(case.name, {"probabilities": result.probabilities}, small)
         write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
-        return write_results(folder, case, result.probabilities, found)
+        uncertainty = write_results(folder, case, result.probabilities, found)
+        drafts.save(case.name, {"probabilities": result.probabilities}, small | {"uncertainty": uncertainty})
+        return uncertainty
 
     engine = case_engine(process, "propagation", handlers)
 

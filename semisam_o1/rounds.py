@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from semisam_o1.engine import UncertaintyList
 from semisam_o1.files import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
 from semisam_o1.reports import write_report
+from semisam_o1.resume import Journal, held
 from semisam_o1.round_0 import QualityList
 from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.trained import write_bundle
@@ -101,30 +102,31 @@ class Job:
     # What a user can ask for.
 
     def run(self) -> None:
-        """Every stage, from scans to pseudo-labels, trained bundle and report."""
-        self._begin()
-        self.features()
-        self.propagate()
-        self.judge(0)
-        for number in range(1, self.rounds + 1):
-            self.train(number)
-            self.predict(number)
-            if number < self.rounds or self._get("refine_last"):
-                self.refine(number)
-        if self.rounds:
-            self.judge(self.rounds)
-        self.finish()
+        """Every stage, from scans to pseudo-labels, trained bundle and report; those that are done already are kept."""
+        self._all_steps()
+
+    def _all_steps(self) -> None:
+        with held(self.output):
+            self._begin()
+            self._step("features", self.features)
+            self._step("propagation/first", self._first_pass)
+            self._step("propagation/second", self._second_pass)
+            self._step("propagation/quality", self.judge, 0)
+            for number in range(1, self.rounds + 1):
+                self._step(f"round_{number}/training", self.train, number)
+                self._step(f"round_{number}/prediction", self.predict, number)
+                if number < self.rounds or self._get("refine_last"):
+                    self._step(f"round_{number}/refinement", self.refine, number)
+            if self.rounds:
+                self._step(f"round_{self.rounds}/quality", self.judge, self.rounds)
+            self.finish()
 
     def propagate_alone(self) -> None:
         """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
         if (self.output / "round_1").is_dir():
             raise DatasetError(f"{self.output} holds a run with trained rounds; name another folder for round 0 alone.")
         self.rounds = 0
-        self._begin()
-        self.features()
-        self.propagate()
-        self.judge(0)
-        self.finish()
+        self._all_steps()
 
     def prepare_round(self) -> None:
         """Round 0 where it is missing, so that one round's trainer can start (MONAI Label calls ``run``)."""
@@ -151,10 +153,16 @@ class Job:
                     evaluator.run()
 
     def propagate(self) -> None:
-        """The first pass of round 0, and the second where it is asked for."""
+        """Both passes of round 0, from the beginning."""
         shutil.rmtree(self.output / "round_0" / "work", ignore_errors=True)  # of other features, perhaps
+        self._first_pass()
+        self._second_pass()
+
+    def _first_pass(self) -> None:
         with self._stage("propagation"):
             self.set_aside |= self._over_cases("propagation#engine")
+
+    def _second_pass(self) -> None:
         if self._get("second_pass"):
             with self._stage("second pass"):
                 self._over_cases("propagation#second_pass")
@@ -180,7 +188,10 @@ class Job:
 
     def train(self, number: int) -> None:
         with self._stage(f"round {number}: training", number):
-            self._get("train#trainer", number).run()
+            train = self._get("train", number)
+            if begun := train["state"].resume(train["trainer"]):
+                log.info("training goes on from iteration %d", begun)
+            train["trainer"].run()
 
     def predict(self, number: int, cases: Sequence[Case] | None = None) -> None:
         """``cases``: all of the pool and of validation and test where unsaid."""
@@ -261,14 +272,46 @@ class Job:
         self._write_run_json()
 
     def _begin(self) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.stages = []
-        old = [*self.output.glob("round_*"), self.output / "pseudo_labels", self.output / "bundle"]
-        for folder in old:  # results of an earlier run would pass for this one's
+        """Go on where an earlier start with the same settings and data ended; else from the beginning.
+
+        Raises:
+            DatasetError: the folder was begun with other settings.
+        """
+        data = [(c.name, c.split, c.image.stat().st_size, c.image.stat().st_mtime_ns) for c in self.cohort.cases]
+        data += [(c.name, c.label.stat().st_size, c.label.stat().st_mtime_ns) for c in self.cohort.templates]
+        self.journal = Journal(self.output / "progress.json", self.source | self.settings | {"data": data})
+        if self.journal.open(self._get("restart_from")):
+            if self.journal.done:
+                log.info("going on after: %s", ", ".join(self.journal.done))
+            kept = json.loads((self.output / "run.json").read_text(encoding="utf-8"))
+            self.stages, self.set_aside = kept["stages"], self.set_aside | kept["set_aside"]
+        else:
+            self.stages = []
+            self.journal.begin()
+        self._remove_stale()
+        self._write_run_json()
+
+    def _remove_stale(self) -> None:
+        """Results of steps that are not on record would pass for this run's.
+
+        What the step that was killed left half-done stays, if it fits the settings.
+        """
+        done, stale = self.journal.done, [self.output / "pseudo_labels", self.output / "bundle"]
+        if "propagation/first" not in done and not self.journal.half_done_fits:
+            stale.append(self.output / "round_0")
+        for folder in self.output.glob("round_[1-9]*"):
+            half_done = (folder / "training.pt").exists() and self.journal.half_done_fits
+            if f"{folder.name}/training" not in done and not half_done:
+                stale.append(folder)
+        for folder in stale:
             if folder.is_dir():
                 log.info("removing %s of an earlier run", folder)
                 shutil.rmtree(folder)
-        self._write_run_json()
+
+    def _step(self, name: str, work: Callable, *arguments) -> None:
+        if name not in self.journal.done:
+            work(*arguments)
+            self.journal.add(name)
 
     def _hand_out(self) -> None:
         source = self._labels_dir(self.rounds)

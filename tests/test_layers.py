@@ -30,6 +30,7 @@ LAYERS = (
         "networks",
         "phantoms",
         "pictures",
+        "resume",
         "round_0",
         "stopwatch",
         "trained",

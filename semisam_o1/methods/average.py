@@ -23,6 +23,11 @@ class WeightAverage:
         """The averaged network."""
         return self.average.ema_model
 
+    @property
+    def objects(self) -> dict:
+        """What holds state, by name: each with ``state_dict`` and ``load_state_dict``."""
+        return {"average": self.teacher}
+
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.set_momentum)  # before the average is updated
         self.average.attach(engine, name="ema_momentum", event=Events.ITERATION_COMPLETED)

@@ -80,6 +80,10 @@ class AdversarialNetwork(WeightAverage):
         self.discriminator = Discriminator(num_classes, pool=pool).to(device)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.9, 0.99))
 
+    @property
+    def objects(self) -> dict:
+        return super().objects | {"discriminator": self.discriminator, "its_optimizer": self.optimizer}
+
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.ask)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.train_discriminator)

@@ -44,6 +44,13 @@ class TwoStreamSampler(Sampler):
         for _ in range(self.num_batches):
             yield [self._next(stream) for stream in (0, 1) for _ in range(self.sizes[stream])]
 
+    def state(self) -> list[list[int]]:
+        """What is left of each stream."""
+        return [list(waiting) for waiting in self._waiting]
+
+    def set_state(self, state: list[list[int]]) -> None:
+        self._waiting = [list(waiting) for waiting in state]
+
     def _next(self, stream: int) -> int:
         if not self._waiting[stream]:
             order = torch.randperm(len(self.streams[stream])).tolist()
