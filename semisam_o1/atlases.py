@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from semisam_o1.alignment import AffineMap, centred_points, deform, distances, sample
-from semisam_o1.propagation import emphasis
+from semisam_o1.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
 SHARPNESS = 3.0  # of the weights: an atlas with twice the mean local distance counts exp(-3) of one with none
@@ -53,7 +53,7 @@ def carried_from(
     displacement, _ = deform(atlas.tokens, scan, step_mm, through, tuple(iterations), weight=weight)
     points = through(centred_points(scan.shape[1:], step_mm)) + displacement
     mismatch = (sample(atlas.tokens, points, step_mm) - scan).square().mean(0)
-    return sample(atlas.probabilities, points, step_mm), mismatch
+    return sample_label(atlas.probabilities, points, step_mm), mismatch
 
 
 def fuse(

@@ -103,6 +103,16 @@ def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
     return values > 0
 
 
+def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> Probabilities:
+    """``label`` (num_classes, H', W', D') at centred ``points`` (..., 3) in mm; background outside its grid.
+
+    Continued at its border, a label cut by its field of view would run on without end.
+    """
+    half = torch.tensor(label.shape[1:]) / 2 * step_mm
+    shares = sample(label, points, step_mm)[1:] * (points.abs() <= half).all(-1)
+    return torch.cat([1 - shares.sum(0, keepdim=True), shares])
+
+
 def emphasis(label: Probabilities) -> torch.Tensor:
     """What a match counts at each place of ``label`` (num_classes, H', W', D'): 1.5 near it, 0.2 elsewhere.
 
@@ -158,7 +168,7 @@ def nearest(
             points = to_template(points)
         else:
             points = points * (torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:]))
-        carried = sample(reference.label, points, step_mm)
+        carried = sample_label(reference.label, points, step_mm)
         if neighbours:
             template = Reference(moving, reference.label)
             vote = border_vote(

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.alignment import CHANNELS, centred_points, principal, register, sample
-from semisam_o1.propagation import Reference
+from semisam_o1.alignment import CHANNELS, centred_points, principal, register
+from semisam_o1.propagation import Reference, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
 # Of the prediction: measured on left atria and hippocampi, see docs/results/propagation.md.
@@ -107,7 +107,7 @@ def judge(
     """
     hard = F.one_hot(label.argmax(0), len(label)).movedim(-1, 0).float()
     agreement = soft_dice(hard, propagated, "product")
-    carried_back = soft_dice(sample(label, back.points, step_mm), template.label)
+    carried_back = soft_dice(sample_label(label, back.points, step_mm), template.label)
     rough = roughness(label)
     doubt = (max(1 - agreement, 1e-6) * rough * unlikeness * back.residual) ** 0.25
     sound = min(1.0, carried_back / SOUND_BACK) * min(1.0, agreement / SOUND_AGREEMENT)

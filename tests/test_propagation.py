@@ -249,3 +249,13 @@ def test_emphasis_lies_within_reach_of_the_label():
     assert weight.unique().tolist() == pytest.approx([0.2, 1.5])
     near = (weight > 1).nonzero()
     assert near.amin(0).tolist() == [7] * 3 and near.amax(0).tolist() == [13] * 3 and len(near) == 7**3
+
+
+def test_a_label_cut_by_its_field_of_view_ends_there():
+    label = torch.zeros(3, 6, 5, 4)
+    label[2, 3:] = 1  # runs out of the grid
+    label[0] = 1 - label[2]
+    points = torch.tensor([[5.0, 0, 0], [5.9, 0, 0], [6.1, 0, 0], [40.0, 0, 0], [5.0, 5.1, 0]])  # half sides 6, 5, 4 mm
+    found = propagation.sample_label(label, points, 2.0)
+    np.testing.assert_allclose(found[2], [1, 1, 0, 0, 0])
+    np.testing.assert_allclose(found.sum(0), 1)
