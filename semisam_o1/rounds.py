@@ -283,8 +283,9 @@ class Job:
         if self.journal.open(self._get("restart_from")):
             if self.journal.done:
                 log.info("going on after: %s", ", ".join(self.journal.done))
-            kept = json.loads((self.output / "run.json").read_text(encoding="utf-8"))
-            self.stages, self.set_aside = kept["stages"], self.set_aside | kept["set_aside"]
+            if (self.output / "run.json").is_file():
+                kept = json.loads((self.output / "run.json").read_text(encoding="utf-8"))
+                self.stages, self.set_aside = kept["stages"], self.set_aside | kept["set_aside"]
         else:
             self.stages = []
             self.journal.begin()
