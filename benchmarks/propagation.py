@@ -87,7 +87,9 @@ def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
 
 def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], folder: Path, second_pass: bool = True) -> np.ndarray:
     """True Dice of each case's label by the default propagation from the cohort's templates."""
-    first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(cases, epoch_length=len(cases))
+    first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(
+        cases, epoch_length=len(cases)
+    )
     if second_pass:
         second_pass_engine(store, cohort, cases, folder).run(cases, epoch_length=len(cases))
     labels = (read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int) for case in cases)
