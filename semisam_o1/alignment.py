@@ -247,7 +247,7 @@ def deform(
     fine = 2 if template[0].numel() > 20 * POOLED_VOXELS else 1
     field, value = torch.zeros(1, 3, 1, 1, 1), 0.0
     for level, steps in enumerate(iterations, start=1):
-        factor = fine * 2 ** (len(iterations) - level)
+        factor = min(fine * 2 ** (len(iterations) - level), *template.shape[1:], *scan.shape[1:])
         moving, fixed, step = pooled(template, factor), pooled(scan, factor), step_mm * factor
         points = to_template(centred_points(fixed.shape[1:], step))
         shape = [max(2, n // 2 + 1) for n in fixed.shape[1:]]

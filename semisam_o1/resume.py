@@ -128,8 +128,10 @@ def held(folder: str | Path) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-            yield
-            holder.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
     except Timeout as error:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise DatasetError(f"{folder} is being worked on by {who}.") from error

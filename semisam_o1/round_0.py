@@ -99,8 +99,19 @@ def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=Non
 
 
 def templates_of(store: FeatureStore, cohort: Cohort) -> list[tuple[Features, Reference]]:
-    found = [(case, store.load(case.name)) for case in cohort.templates]
-    return [(features, reference(case, features, cohort.num_classes, cohort.hdf5_spacing)) for case, features in found]
+    """The templates' features and what propagation takes of them; a class that fills no token is said in the log."""
+    found = []
+    for case in cohort.templates:
+        features = store.load(case.name)
+        made = reference(case, features, cohort.num_classes, cohort.hdf5_spacing)
+        lost = [cohort.classes[number] for number, share in enumerate(made.label) if 0 < float(share.max()) < 0.5]
+        if lost:
+            text = (
+                "template %s: %s fill no token of %.3g mm and will be lost: a smaller feature_spacing or feature_step"
+            )
+            log.warning(text, case.name, ", ".join(lost), features.step_mm)
+        found.append((features, made))
+    return found
 
 
 def write_results(folder: Path, case: Case, probabilities: Probabilities, found: Features) -> float:

@@ -178,6 +178,9 @@ class Job:
         """Run an engine over the split's cases that are not set aside; gives those that failed, with reasons."""
         engine = self._get(id, number, changed)
         cases = [case for case in self.cohort.split(self._get("split")) if case.name not in self.set_aside]
+        if not cases:
+            reasons = "; ".join(f"{name}: {why}" for name, why in list(self.set_aside.items())[:3])
+            raise DatasetError(f"No scan is left to work on ({reasons}).")
         engine.run(cases, max_epochs=1, epoch_length=len(cases))
         return engine.state.failed
 

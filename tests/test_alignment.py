@@ -314,3 +314,9 @@ def test_a_displacement_serves_the_places_of_weight_first():
         found, _ = deform(template, scan, STEP, identity, stiffness=0.5, weight=counts)
         errors.append((found - truth)[half[..., 0] > 0].norm(dim=-1).mean())
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_grid_of_few_tokens_is_deformed_all_the_same():
+    template = smooth_volume(16, (5, 6, 3))
+    found, _ = deform(template, template, STEP, AffineMap(torch.eye(3), torch.zeros(3)))
+    assert found.shape == (5, 6, 3, 3) and found.isfinite().all()

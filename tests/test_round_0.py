@@ -11,7 +11,7 @@ from semisam_o1.alignment import CHANNELS, coarse
 from semisam_o1.encoders import mind
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.features import FeatureStore
-from semisam_o1.round_0 import WorkFiles, second_pass_engine
+from semisam_o1.round_0 import WorkFiles, second_pass_engine, templates_of
 from semisam_o1.transforms import Grid, read_volume
 from semisam_o1.types import Case
 
@@ -76,3 +76,19 @@ def test_scans_that_the_first_pass_did_not_align_are_left_alone(cohort):
     engine.run(cohort.cases, epoch_length=3)
     assert sorted(p.name for p in (cohort.folder / "labels").iterdir()) == ["a.nii.gz", "b.nii.gz"]
     assert engine.state.failed == {}
+
+
+def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
+    label, grid = np.zeros((24, 24, 24), np.uint8), Grid(np.eye(4), (24, 24, 24))
+    label[4:20, 4:20, 4:20], label[12:14, 12:14, 12:14] = 1, 2
+    for name, volume in (("image", np.zeros((24, 24, 24), np.float32)), ("label", label)):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = Case("t", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "template")
+    store = FeatureStore(tmp_path / "features", mind(), 1.0)
+    place = np.diag([8.0, 8, 8, 1])
+    place[:3, 3] = 3.5
+    store.save(case, torch.zeros(2, 3, 3, 3), place, grid)
+    classes = {0: "background", 1: "large", 2: "small"}
+    cohort = SimpleNamespace(templates=[case], num_classes=3, hdf5_spacing=None, classes=classes)
+    templates_of(store, cohort)
+    assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
