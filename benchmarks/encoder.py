@@ -73,10 +73,8 @@ def one_row(options) -> None:
     if row["way"] == "published":
         for block in made.blocks:
             block.attn.forward = partial(published_attention, block.attn)
-    encoder = Encoder(made, "sam_med3d", 16, 128, None, trained=True, precision=row["precision"])
-    encoder.compiled = row["way"] == "compiled"
-    if encoder.compiled:
-        encoder._compiled = [torch.compile(made)]
+    compiled = row["way"] == "compiled"
+    encoder = Encoder(made, "sam_med3d", 16, 128, trained=True, precision=row["precision"], compiled=compiled)
     encoder.error = 0.0  # measured here
     encoder = encoder.to(options.device)
     volumes = torch.randn(row["batch"], 1, 128, 128, 128, generator=torch.Generator().manual_seed(SEED))

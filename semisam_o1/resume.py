@@ -37,7 +37,8 @@ FREE = (
 # The first step that a changed id makes stale, by how the id begins; any other id: the first round.
 STALE_FROM = (
     (("feature", "encoder", "intensities", "image_key", "spacing", "store", "frame", "data", "cohort"), "features"),
-    (("template", "labeled_num", "num_classes", "propagation", "second_pass", "split", "seed"), "propagation"),
+    (("template", "labeled_num", "split"), "features"),  # of other scans; those that are fresh are kept
+    (("num_classes", "propagation", "second_pass", "seed"), "propagation"),
 )
 FIRST_ROUND = "round_1"
 

@@ -113,7 +113,7 @@ class Job:
             self._step("propagation/second", self._second_pass)
             self._step("propagation/quality", self.judge, 0)
             for number in range(1, self.rounds + 1):
-                self._step(f"round_{number}/training", self.train, number)
+                self._step(f"round_{number}/training", self._train, number)
                 self._step(f"round_{number}/prediction", self.predict, number)
                 if number < self.rounds or self._get("refine_last"):
                     self._step(f"round_{number}/refinement", self.refine, number)
@@ -190,6 +190,11 @@ class Job:
         return folder / "labels" if (folder / "labels").is_dir() else folder / "predictions"
 
     def train(self, number: int) -> None:
+        """One round's training, from its beginning."""
+        (self.output / f"round_{number}" / "training.pt").unlink(missing_ok=True)  # of other settings, perhaps
+        self._train(number)
+
+    def _train(self, number: int) -> None:
         with self._stage(f"round {number}: training", number):
             train = self._get("train", number)
             if begun := train["state"].resume(train["trainer"]):

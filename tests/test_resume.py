@@ -49,7 +49,12 @@ def test_steps_are_taken_up_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "step"),
-    [({"feature_voxels": 11}, "features"), ({"seed": 2}, "propagation"), ({"max_iterations": 6}, "round_1")],
+    [
+        ({"feature_voxels": 11}, "features"),
+        ({"split": "test"}, "features"),  # scans without features yet
+        ({"seed": 2}, "propagation"),
+        ({"max_iterations": 6}, "round_1"),
+    ],
 )
 def test_changed_settings_that_make_steps_stale_are_said(tmp_path, changed, step):
     journal(tmp_path, STEPS)

@@ -6,7 +6,6 @@ import math
 
 import torch
 from ignite.engine import Engine
-from torch import nn
 
 from semisam_o1.methods.mean_teacher import MeanTeacher, MeanTeacherLoss
 from semisam_o1.methods.two_stream import gaussian_ramp
@@ -40,16 +39,8 @@ class UncertaintyAwareLoss(MeanTeacherLoss):
 class UncertaintyAwareTeacher(MeanTeacher):
     """Handler: `MeanTeacher` whose teacher also says how unsure it is, from ``passes`` more noisy looks."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: UncertaintyAwareLoss,
-        alpha: float = 0.99,
-        noise: float = 0.1,
-        horizon: float | None = None,
-        passes: int = 8,
-    ):
-        super().__init__(network, loss, alpha, noise, horizon)
+    def __init__(self, *args, passes: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
         self.passes = passes
 
     def noisy(self, engine: Engine, pool: torch.Tensor) -> torch.Tensor:
