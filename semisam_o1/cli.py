@@ -51,13 +51,15 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="the whole job: pseudo-labels for the pool and a trained model")
     _shared(run)
     run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
-    run.add_argument("--rounds", type=int, dest="num_rounds", help="rounds of training (3)")
+    run.add_argument("--refinement", choices=_names("refinements"), help="of labels between rounds (voxel)")
+    text = "rounds of training (3); auto: until the labels settle, and the best round's are handed out"
+    run.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
     run.set_defaults(action=_run, run_id="training")
 
     propagate = commands.add_parser("propagate", help="round 0 alone: the label carried over, nothing trained")
     _shared(propagate)
     propagate.add_argument("--split", choices=("pool", "val", "test"), help="which list to label (pool)")
-    propagate.set_defaults(action=_run, run_id="propagate", method=None, num_rounds=None)
+    propagate.set_defaults(action=_run, run_id="propagate", method=None, refinement=None, num_rounds=None)
 
     predict = commands.add_parser("predict", help="the trained model on new scans")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
@@ -103,6 +105,11 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(action=_demo_data)
     return top
+
+
+def rounds(text: str) -> int | str:
+    """The value of ``--rounds``."""
+    return text if text == "auto" else int(text)
 
 
 def _names(folder: str) -> list[str]:
@@ -180,7 +187,7 @@ def config_files(options: argparse.Namespace) -> list[Path]:
         DatasetError: there is no such method.
     """
     files = [CONFIGS / "train.json"]
-    for folder in ("presets", "methods", "encoders"):
+    for folder in ("presets", "methods", "encoders", "refinements"):
         name = getattr(options, folder[:-1], None)
         if name is None:
             continue
@@ -230,6 +237,8 @@ def _validate(options) -> None:
     cohort = open_cohort(**{name: parse(name) for name in names})
     workflow.parser["cohort"] = cohort  # checked once
     settings = {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}
+    if settings["num_rounds"] == "auto":
+        settings["num_rounds"] = parse("most_rounds")
     batch = math.prod(parse("patch_size")) * (parse("labelled_batch") + parse("pool_batch"))
     print(validate_text(cohort, settings | {"batch_voxels": batch}))
 

@@ -1,11 +1,10 @@
-"""The refinement between rounds as an Ignite engine, and the handlers that put results on disk."""
+"""Handlers that show how far work is and put results on disk."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +15,10 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
-from semisam_o1.datasets import Cohort
 from semisam_o1.export import write_entropy, write_label, write_weights
-from semisam_o1.features import FeatureStore
-from semisam_o1.files import write_text
-from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
-from semisam_o1.transforms import case_grid, read_volume, to_grid
+from semisam_o1.files import WorkFiles, write_text
+from semisam_o1.refinement import entropy
+from semisam_o1.transforms import case_grid, keep_largest, to_grid
 from semisam_o1.types import Case
 
 log = logging.getLogger("semisam_o1")
@@ -60,73 +57,14 @@ class ItemProgress:
         log.info("%s %d of %d: %s", self.what, engine.state.iteration, engine.state.epoch_length, name)
 
 
-def refinement_engine(
-    store: FeatureStore,
-    cohort: Cohort,
-    round_dir: str | Path,
-    knn_k: int = 5,
-    uncertainty_quantile: float = 0.9,
-    guard: str | Path | None = None,
-    handlers: Sequence = (),
-) -> Engine:
-    """An engine that runs over the pool and writes ``round_dir/labels``: predictions, those unsure put to the vote.
-
-    The published, volume-level refinement: see `refinement.uncertain`, `volume_votes`, `vote_labels`. Templates are
-    certain and vote with their own labels. ``engine.state.replaced`` names the cases whose label changed.
-
-    Where ``guard`` names the folder of round 0's labels, a vote that agrees less with the template carried there than
-    the prediction does is turned down: unaligned votes blur anatomy, and one bad label in ten spoils a round.
-    """
-    folder = Path(round_dir)
-    uncertainty = UncertaintyList(folder / "uncertainty.csv").read()
-    pool = [case for case in cohort.pool if case.name in uncertainty]
-    voters = list(cohort.templates) + pool
-    descriptors = store.descriptors(case.name for case in voters)
-    unsure = uncertain([uncertainty[case.name] for case in pool], uncertainty_quantile)
-    certain = np.concatenate([np.ones(len(cohort.templates), bool), ~unsure])
-
-    def label_of(case: Case, predictions: Path = folder / "predictions") -> torch.Tensor:
-        path = case.label if case in cohort.templates else predictions / f"{case.name}.nii.gz"
-        return read_volume(path, "label", cohort.hdf5_spacing).as_tensor()[0]
-
-    def process(engine: Engine, case: Case) -> dict:
-        place = voters.index(case)
-        source, target = folder / "predictions" / f"{case.name}.nii.gz", folder / "labels" / f"{case.name}.nii.gz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found, weights = volume_votes(descriptors, certain, descriptors[place], knn_k)
-        if certain[place] or not len(found):
-            shutil.copyfile(source, target)
-            return {"case": case.name, "replaced": False}
-        grid = cohort.grid(case)
-        label = vote_labels([label_of(voters[i]) for i in found], weights, grid.shape, cohort.num_classes)
-        if guard is not None:
-            carried = label_of(case, Path(guard))
-            if mean_dice(label, carried, cohort.num_classes) < mean_dice(label_of(case), carried, cohort.num_classes):
-                shutil.copyfile(source, target)
-                return {"case": case.name, "replaced": False}
-        write_label(target, label.numpy(), case.image, grid)
-        engine.state.replaced.append(case.name)
-        return {"case": case.name, "replaced": True}
-
-    engine = Engine(process)
-
-    @engine.on(Events.STARTED)
-    def clear(engine: Engine) -> None:
-        engine.state.replaced = []
-        if certain.sum() < knn_k:
-            log.info("refinement: %d certain volumes, fewer than knn_k = %d: labels left alone", certain.sum(), knn_k)
-
-    for handler in handlers:
-        handler.attach(engine)
-    return engine
-
-
 class PredictionSaver:
     """Handler of a MONAI evaluator: logits (1, C, h, w, d) to a label and an entropy map in the scan's own geometry.
 
     Args:
         cases: those that may come, by name.
-        output_dir: gets ``predictions/``, ``uncertainty/`` and ``uncertainty.csv`` (mean entropy over the volume).
+        output_dir: gets ``predictions/``, ``uncertainty/`` and ``uncertainty.csv`` (mean entropy over the volume), and
+            with ``keep`` in ``work/predicted/`` the pool's probabilities where the network saw them.
+        one_piece: classes of which the largest component alone is kept.
         hdf5_key, hdf5_spacing: see `transforms.HDF5Reader`.
         labels, maps: names of the two folders.
     """
@@ -139,7 +77,11 @@ class PredictionSaver:
         hdf5_spacing=None,
         labels: str = "predictions",
         maps: str = "uncertainty",
+        keep: bool = False,
+        one_piece: Sequence[int] = (),
     ):
+        self.one_piece = one_piece
+        self.kept = WorkFiles(output_dir, "predicted") if keep else None
         self.cases, self.folder = {case.name: case for case in cases}, Path(output_dir)
         self.hdf5 = (hdf5_key, hdf5_spacing)
         self.labels, self.maps, self.uncertainty = labels, maps, {}
@@ -159,10 +101,14 @@ class PredictionSaver:
         affine = np.asarray(engine.state.batch[Keys.IMAGE].affine, float).reshape(-1, 4, 4)[0]
         logits = engine.state.output[Keys.PRED]
         logits = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
-        probabilities = to_grid(logits[0].float().softmax(0).cpu(), affine, grid).clamp(0, 1)
+        seen = logits[0].float().softmax(0).cpu()
+        if self.kept is not None and case.split == "pool":
+            self.kept.save(name, {"probabilities": seen}, {"affine": affine})
+        probabilities = to_grid(seen, affine, grid).clamp(0, 1)
         doubt = entropy(probabilities)
         self.uncertainty[name] = float(doubt.mean())
-        write_label(self.folder / self.labels / f"{name}.nii.gz", probabilities.argmax(0).numpy(), case.image, grid)
+        label = keep_largest(probabilities.argmax(0, keepdim=True), self.one_piece)[0]
+        write_label(self.folder / self.labels / f"{name}.nii.gz", label.numpy(), case.image, grid)
         target = self.folder / self.maps / f"{name}.nii.gz"
         write_entropy(target, doubt.numpy(), len(probabilities), case.image, grid)
 

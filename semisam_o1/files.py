@@ -1,12 +1,16 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and the arrays that stages leave for one another."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
 
 
 @contextlib.contextmanager
@@ -29,3 +33,39 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+class WorkFiles:
+    """Arrays of one kind that a stage leaves for the next: one HDF5 file a case, floats kept as float16 or whole."""
+
+    def __init__(self, round_dir: str | Path, kind: str):
+        self.folder = Path(round_dir) / "work" / kind
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.h5"
+
+    def has(self, name: str, key: str) -> bool:
+        if not self.path(name).exists():
+            return False
+        with h5py.File(self.path(name), "r") as file:
+            return key in file
+
+    def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
+        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text."""
+        with whole(self.path(name)) as aside, h5py.File(aside, "w") as file:
+            for key, tensor in half.items():
+                file[key] = tensor.numpy().astype(np.float16)
+            for key, value in plain.items():
+                file[key] = value.numpy() if isinstance(value, torch.Tensor) else value
+
+    def load(self, name: str, keys: Iterable[str]) -> list:
+        """Tensors (float32) of ``keys``; text as text, and several as a list."""
+        with h5py.File(self.path(name), "r") as file:
+            return [plain(file[key]) for key in keys]
+
+
+def plain(stored: h5py.Dataset) -> torch.Tensor | str | list[str]:
+    if not h5py.check_string_dtype(stored.dtype):
+        return torch.as_tensor(stored[()], dtype=torch.float32)
+    text = stored.asstr()[()]
+    return text if isinstance(text, str) else text.tolist()

@@ -34,11 +34,13 @@ class Propagated(NamedTuple):
 
     to_template: from positions in the scan to positions in the first template, where the method aligned them.
     residual: mean squared descriptor distance left between scan and the template that fits best.
+    points: where each token lies in the first template, (H', W', D', 3) centred mm, displacement included.
     """
 
     probabilities: Probabilities
     to_template: AffineMap | None = None
     residual: float = float("nan")
+    points: torch.Tensor | None = None
 
 
 def copy(references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turn=None, seed: int = 0) -> Propagated:
@@ -154,7 +156,7 @@ def nearest(
         alignment, deformation: off, the template's grid is stretched over the scan's.
         emphasised: the displacement serves the label first, see `emphasis`.
     """
-    results, residuals, maps = [], [], []
+    results, residuals, maps, places = [], [], [], []
     for reference in references:
         basis = principal(reference.tokens, channels)
         moving, fixed = basis(reference.tokens), basis(scan)
@@ -178,9 +180,10 @@ def nearest(
         results.append(carried)
         residuals.append(max(residual, 1e-6))
         maps.append(to_template)
+        places.append(points)
     weights = torch.exp(-torch.tensor(residuals) / min(residuals))
     mean = torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
-    return Propagated(mean, maps[0], min(residuals))
+    return Propagated(mean, maps[0], min(residuals), places[0])
 
 
 def border_vote(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.types import Probabilities
+from semisam_o1.neighbours import nearest
+from semisam_o1.types import Probabilities, Tokens
 
 
 def entropy(probabilities: Probabilities) -> torch.Tensor:
@@ -64,3 +67,40 @@ def mean_dice(one: torch.Tensor, other: torch.Tensor, num_classes: int) -> float
         total = float(a.sum() + b.sum())
         overlaps.append(2 * float((a & b).sum()) / total if total else 1.0)
     return sum(overlaps) / len(overlaps)
+
+
+class Voters(NamedTuple):
+    """Places with a say: ``vectors`` (n, d), ``shares`` of the classes (n, num_classes), ``confidence`` (n,)."""
+
+    vectors: torch.Tensor
+    shares: torch.Tensor
+    confidence: torch.Tensor
+
+
+def confidence(probabilities: Probabilities) -> torch.Tensor:
+    """1 - entropy / ln(num_classes): (num_classes, ...) -> (...), from 0 where all classes are alike to 1."""
+    return (1 - entropy(probabilities) / math.log(len(probabilities))).clamp(0, 1)
+
+
+def place_vectors(tokens: Tokens, points: torch.Tensor, position_weight: float) -> torch.Tensor:
+    """What places are compared by: feature and weighted position, (H W D, C + 3).
+
+    Args:
+        tokens: (C, H, W, D). points: (H, W, D, 3), where each lies in the template, mm. position_weight: a mm.
+    """
+    return torch.cat([tokens.flatten(1).T, position_weight * points.reshape(-1, 3)], 1)
+
+
+def voxel_votes(voters: Voters, queries: torch.Tensor, k: int, cells: int = 0, seed: int = 0) -> torch.Tensor:
+    """What its ``k`` nearest voters say of each place: (m, num_classes), summing to 1.
+
+    A voter at squared distance d counts exp(-d / median d) x its confidence, with its shares of the classes.
+
+    Args:
+        queries: (m, d), see `place_vectors`. cells: of an inexact index, see `neighbours.nearest`.
+    """
+    distance, found = nearest(voters.vectors.numpy(), queries.numpy(), k, cells, seed=seed)
+    found = torch.from_numpy(found)
+    votes = torch.from_numpy(np.exp(-distance / max(float(np.median(distance)), 1e-12))) * voters.confidence[found]
+    total = votes.sum(1, keepdim=True).clamp(min=1e-12)
+    return torch.einsum("mk,mkc->mc", votes, voters.shares[found]) / total

@@ -26,6 +26,8 @@ from semisam_o1.types import DatasetError
 FREE = (
     "output_dir",
     "num_rounds",
+    "most_rounds",
+    "least_change",
     "restart_from",
     "threads",
     "device",

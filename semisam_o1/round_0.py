@@ -10,10 +10,9 @@ import csv
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -25,7 +24,7 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_confidence, write_label
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import whole, write_text
+from semisam_o1.files import WorkFiles, write_text
 from semisam_o1.propagation import Propagated, Reference, copy
 from semisam_o1.quality import Quality, WayBack, back_propagate, judge
 from semisam_o1.refinement import entropy
@@ -34,36 +33,6 @@ from semisam_o1.types import Case, Probabilities
 
 log = logging.getLogger("semisam_o1")
 CANDIDATES = 100  # scans that are compared with a scan in search of its atlases, the nearest by global descriptor
-
-
-class WorkFiles:
-    """Arrays of one kind that an engine leaves for the next: one HDF5 file a case, floats kept as float16 or whole."""
-
-    def __init__(self, round_dir: str | Path, kind: str):
-        self.folder = Path(round_dir) / "work" / kind
-
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.h5"
-
-    def has(self, name: str, key: str) -> bool:
-        if not self.path(name).exists():
-            return False
-        with h5py.File(self.path(name), "r") as file:
-            return key in file
-
-    def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
-        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text."""
-        with whole(self.path(name)) as aside, h5py.File(aside, "w") as file:
-            for key, tensor in half.items():
-                file[key] = tensor.numpy().astype(np.float16)
-            for key, value in plain.items():
-                file[key] = value.numpy() if isinstance(value, torch.Tensor) else value
-
-    def load(self, name: str, keys: Iterable[str]) -> list:
-        """Tensors (float32) of ``keys``, and text as text."""
-        with h5py.File(self.path(name), "r") as file:
-            values = [file[key][()] for key in keys]
-        return [v.decode() if isinstance(v, bytes) else torch.as_tensor(v, dtype=torch.float32) for v in values]
 
 
 class QualityList:
@@ -181,13 +150,15 @@ def first_pass_engine(
             misfits = [r.residual if aligned else float(entropy(r.probabilities).mean()) for r in (second, result)]
             if misfits[0] < misfits[1]:
                 found, result, frame = other, second, "stored"
-        small = {"residual": result.residual, "frame": frame}
+        small, large = {"residual": result.residual, "frame": frame}, {"probabilities": result.probabilities}
+        if result.points is not None:
+            large |= {"points": result.points}
         if result.to_template is not None:
             pooled_tokens, _ = coarse(basis(found.tokens), references[0].tokens)
             small |= {"matrix": result.to_template.matrix, "shift": result.to_template.shift, "coarse": pooled_tokens}
         write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
         uncertainty = write_results(folder, case, result.probabilities, found)
-        drafts.save(case.name, {"probabilities": result.probabilities}, small | {"uncertainty": uncertainty})
+        drafts.save(case.name, large, small | {"uncertainty": uncertainty})
         return uncertainty
 
     engine = case_engine(process, "propagation", handlers)
@@ -273,6 +244,36 @@ def second_pass_engine(
     return engine
 
 
+class Judge:
+    """What a label is worth without truth: called with a case and a label file of it; see `quality`.
+
+    The way back from scan to template is found once and kept with round 0 (``propagated_dir``), so that labels of
+    later rounds are judged in no time.
+    """
+
+    def __init__(self, store: FeatureStore, cohort: Cohort, propagated_dir: str | Path):
+        self.store, self.cohort = store, cohort
+        (self.features, self.template), *_ = templates_of(store, cohort)
+        self.drafts, self.agreed, self.back = (WorkFiles(propagated_dir, kind) for kind in ("first", "agreed", "back"))
+
+    def __call__(self, case: Case, label: Path) -> Quality:
+        frame, residual = self.drafts.load(case.name, ["frame", "residual"])
+        found = (self.store if frame == "world" else self.store.frame(frame)).load(case.name)
+        if not self.back.path(case.name).exists():
+            turn = turn_between(self.features.scan.affine, found.scan.affine) if frame == "world" else None
+            way = back_propagate(self.template.tokens, found.tokens, found.step_mm, turn=turn)
+            self.back.save(case.name, {"points": way.points}, {"residual": way.residual})
+        way = WayBack(*self.back.load(case.name, ["points", "residual"]))
+        shares = reference(case, found, self.cohort.num_classes, self.cohort.hdf5_spacing, label).label
+        if self.agreed.path(case.name).exists():
+            propagated, unlikeness = self.agreed.load(case.name, ["probabilities", "unlikeness"])
+        else:
+            (propagated,) = self.drafts.load(case.name, ["probabilities"])
+            unlikeness = way.residual if residual.isnan() else residual  # the first pass aligned nothing
+        way = way._replace(residual=float(way.residual))
+        return judge(self.template, shares, propagated, way, found.step_mm, float(unlikeness))
+
+
 def quality_engine(
     store: FeatureStore,
     cohort: Cohort,
@@ -281,31 +282,11 @@ def quality_engine(
     propagated_dir: str | Path,
     handlers: Sequence = (),
 ) -> Engine:
-    """Judges the labels in ``labels_dir`` without truth and writes ``output_dir``/quality.csv; see `quality`.
-
-    The way back from scan to template is found once and kept with round 0 (``propagated_dir``), so that labels of
-    later rounds are judged in no time.
-    """
-    (features, template), *_ = templates_of(store, cohort)
-    drafts, agreed, back = (WorkFiles(propagated_dir, kind) for kind in ("first", "agreed", "back"))
+    """Judges the labels in ``labels_dir`` without truth and writes ``output_dir``/quality.csv; see `Judge`."""
+    judged = Judge(store, cohort, propagated_dir)
 
     def process(case: Case) -> Quality:
-        frame, residual = drafts.load(case.name, ["frame", "residual"])
-        found = (store if frame == "world" else store.frame(frame)).load(case.name)
-        if not back.path(case.name).exists():
-            turn = turn_between(features.scan.affine, found.scan.affine) if frame == "world" else None
-            way = back_propagate(template.tokens, found.tokens, found.step_mm, turn=turn)
-            back.save(case.name, {"points": way.points}, {"residual": way.residual})
-        way = WayBack(*back.load(case.name, ["points", "residual"]))
-        label = Path(labels_dir) / f"{case.name}.nii.gz"
-        shares = reference(case, found, cohort.num_classes, cohort.hdf5_spacing, label).label
-        if agreed.path(case.name).exists():
-            propagated, unlikeness = agreed.load(case.name, ["probabilities", "unlikeness"])
-        else:
-            (propagated,) = drafts.load(case.name, ["probabilities"])
-            unlikeness = way.residual if residual.isnan() else residual  # the first pass aligned nothing
-        way = way._replace(residual=float(way.residual))
-        return judge(template, shares, propagated, way, found.step_mm, float(unlikeness))
+        return judged(case, Path(labels_dir) / f"{case.name}.nii.gz")
 
     engine = case_engine(process, "the quality estimate", handlers)
 

@@ -27,11 +27,13 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.files import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
+from semisam_o1.refinement import mean_dice
 from semisam_o1.reports import write_report
 from semisam_o1.resume import Journal, held
 from semisam_o1.round_0 import QualityList
 from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.trained import write_bundle
+from semisam_o1.transforms import read_volume
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -93,11 +95,16 @@ class Job:
         self.cohort: Cohort = parser.get_parsed_content("cohort")
         self.config["cohort"] = self.cohort
         self.output = Path(parser.get_parsed_content("output_dir"))
-        self.seed, self.rounds = int(parser.get_parsed_content("seed")), int(parser.get_parsed_content("num_rounds"))
+        self.seed, wanted = int(parser.get_parsed_content("seed")), parser.get_parsed_content("num_rounds")
+        self.auto = wanted == "auto"
+        self.rounds = self.best = 0 if self.auto else int(wanted)
         self.stages: list[dict] = []
         self.set_aside = dict(self.cohort.set_aside)
         if (self.output / "run.json").is_file():  # a stage run again alone: what the others took stays on record
-            self.stages = json.loads((self.output / "run.json").read_text(encoding="utf-8"))["stages"]
+            record = json.loads((self.output / "run.json").read_text(encoding="utf-8"))
+            self.stages = record["stages"]
+            if self.auto:
+                self.rounds, self.best = record["rounds"], record["best_round"]
 
     # What a user can ask for.
 
@@ -112,20 +119,25 @@ class Job:
             self._step("propagation/first", self._first_pass)
             self._step("propagation/second", self._second_pass)
             self._step("propagation/quality", self.judge, 0)
-            for number in range(1, self.rounds + 1):
+            last = int(self._get("most_rounds")) if self.auto else self.rounds
+            for number in range(1, last + 1):
                 self._step(f"round_{number}/training", self._train, number)
                 self._step(f"round_{number}/prediction", self.predict, number)
-                if number < self.rounds or self._get("refine_last"):
+                if self.auto or number < last or self._get("refine_last"):
                     self._step(f"round_{number}/refinement", self.refine, number)
-            if self.rounds:
-                self._step(f"round_{self.rounds}/quality", self.judge, self.rounds)
+                self._step(f"round_{number}/quality", self.judge, number)
+                if self.auto:
+                    self.rounds = number
+                    if self._settled(number):
+                        break
+            self.best = self._best_round() if self.auto else self.rounds
             self.finish()
 
     def propagate_alone(self) -> None:
         """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
         if (self.output / "round_1").is_dir():
             raise DatasetError(f"{self.output} holds a run with trained rounds; name another folder for round 0 alone.")
-        self.rounds = 0
+        self.rounds, self.best, self.auto = 0, 0, False
         self._all_steps()
 
     def prepare_round(self) -> None:
@@ -214,6 +226,28 @@ class Job:
             engine.run(cases, max_epochs=1, epoch_length=len(cases))
             log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
 
+    def _worth(self, number: int) -> float:
+        """The mean predicted Dice of the labels of round ``number``."""
+        quality = QualityList(self.output / f"round_{number}" / "quality.csv").read()
+        return sum(found.predicted_dice for found in quality.values()) / max(len(quality), 1)
+
+    def _settled(self, number: int) -> bool:
+        """Whether another round is not worth its time: labels hardly change, or are predicted to be no better."""
+        before, after = (self._labels_dir(n) for n in (number - 1, number))
+        names = [case.name for case in self.cohort.pool if (before / f"{case.name}.nii.gz").exists()]
+        pairs = ([read_volume(d / f"{name}.nii.gz").as_tensor()[0] for d in (before, after)] for name in names)
+        change = 1 - sum(mean_dice(*pair, self.cohort.num_classes) for pair in pairs) / len(names)
+        worth = [self._worth(n) for n in (number - 1, number)]
+        text = "round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f after %.4f"
+        log.info(text, number, change, worth[1], worth[0])
+        return change < self._get("least_change") or (number > 1 and worth[1] <= worth[0])
+
+    def _best_round(self) -> int:
+        """That whose labels are predicted to be best, judged without truth; the last where nothing is predicted."""
+        best = max(range(1, self.rounds + 1), key=lambda number: (self._worth(number), number))
+        log.info("the labels of round %d of %d are handed out", best, self.rounds)
+        return best
+
     def finish(self) -> None:
         """Final labels, figures, the list for review, the trained bundle, the report."""
         with self._stage("evaluation"):
@@ -222,7 +256,7 @@ class Job:
             rows = self.evaluate()
             write_csv(rows, self.output / "metrics.csv")
         if self.rounds:
-            write_bundle(self.output, self.config, self.settings, self.cohort, self.rounds)
+            write_bundle(self.output, self.config, self.settings, self.cohort, self.best)
         self._write_run_json()
         report = write_report(self.output, self.cohort)
         if rows:
@@ -323,7 +357,7 @@ class Job:
             self.journal.add(name)
 
     def _hand_out(self) -> None:
-        source = self._labels_dir(self.rounds)
+        source = self._labels_dir(self.best)
         target = self.output / "pseudo_labels"
         target.mkdir(exist_ok=True)
         for case in self.cohort.split(self._get("split")):
@@ -333,7 +367,7 @@ class Job:
 
     def _write_review(self) -> None:
         """The cases to look at, those first that are trusted least."""
-        last = self.output / f"round_{self.rounds}"
+        last = self.output / f"round_{self.best}"
         uncertainty, quality = (
             UncertaintyList(last / "uncertainty.csv").read(),
             QualityList(last / "quality.csv").read(),
@@ -354,6 +388,8 @@ class Job:
                 "template": [case.name for case in self.cohort.templates],
                 "classes": self.cohort.classes,
                 "set_aside": self.set_aside,
+                "rounds": self.rounds,
+                "best_round": self.best,
                 "stages": self.stages,
                 "settings": self.settings,
                 "config": self.source,
@@ -373,18 +409,17 @@ def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, said: dic
     if not record.is_file():
         raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
     record = json.loads(record.read_text(encoding="utf-8"))
-    kept = {name: record["settings"][name] for name in ("train_spacing", "patch_size", "preset", "num_rounds")}
+    kept = {name: record["settings"][name] for name in ("train_spacing", "patch_size", "preset")}
+    kept["num_rounds"] = record["rounds"]
     config = record["config"] | kept | {"template": record["template"], "dataset_dir": str(dataset_dir)}
     config |= {"output_dir": str(run)} | (said or {})
     job = Job(config)
-    job.stages, job.set_aside = record["stages"], record["set_aside"]
-    last = Path(run) / f"round_{job.rounds}" if (Path(run) / "round_1").is_dir() else None
-    if last is None:
-        job.rounds = 0
-    else:
-        missing = [c for c in job.cohort.split(split) if not (last / "predictions" / f"{c.name}.nii.gz").exists()]
+    job.stages, job.set_aside, job.best = record["stages"], record["set_aside"], record["best_round"]
+    if job.rounds:
+        predictions = Path(run) / f"round_{job.best}" / "predictions"
+        missing = [c for c in job.cohort.split(split) if not (predictions / f"{c.name}.nii.gz").exists()]
         if missing:
-            job.predict(job.rounds, missing)
+            job.predict(job.best, missing)
     rows = job.evaluate([split])
     if not rows:
         raise DatasetError(

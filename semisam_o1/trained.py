@@ -13,7 +13,14 @@ from semisam_o1.files import write_json
 from semisam_o1.types import UserError
 from semisam_o1.weights import read_weights
 
-CARRIED = ("image_key", "intensities", "patch_size", "overlap", "amp")  # settings that inference shares with training
+CARRIED = (
+    "image_key",
+    "intensities",
+    "patch_size",
+    "overlap",
+    "amp",
+    "one_piece",
+)  # settings that inference shares with training
 
 
 def write_bundle(run: Path, config: dict, settings: dict, cohort: Cohort, rounds: int) -> Path:
@@ -83,6 +90,7 @@ def published_model(weights: str | Path, method: str) -> dict:
         "working_spacing": None,
         "intensities": None,
         "patch_size": [128, 128, 128],
-        "inferer#mode": "constant",
+        "bfloat16": False,
+        "windows#mode": "constant",
         "evaluator#val_handlers#0#_disabled_": True,
     }

@@ -22,6 +22,7 @@ from monai.transforms import (
     AsDiscreted,
     Compose,
     EnsureTyped,
+    KeepLargestConnectedComponent,
     Lambdad,
     LoadImage,
     LoadImaged,
@@ -42,6 +43,7 @@ from semisam_o1.types import Affine, Case, Probabilities, Volume
 HDF5_SUFFIXES = (".h5", ".hdf5")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+ONE_PIECE = 0.95  # of a class's voxels in its largest component: veins and the like may be cut by the field of view
 LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottom
 SUFFIXES = HDF5_SUFFIXES + NIFTI_SUFFIXES + ITK_SUFFIXES
 
@@ -251,6 +253,23 @@ def to_grid(volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bili
     )
     resample = SpatialResample(mode=mode, padding_mode="border", dtype=torch.float32)
     return resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
+
+
+def keep_largest(label: Volume, classes: Sequence[int]) -> Volume:
+    """``label`` (1, H, W, D) with the largest component of each of ``classes`` alone; the rest is background."""
+    keep = KeepLargestConnectedComponent(list(classes), is_onehot=False)
+    return keep(label.clone()) if len(classes) else label  # it works in place
+
+
+def one_piece_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
+    """The foreground classes that are one piece in each of ``labels`` (1, H, W, D) that has them; one must."""
+    found = []
+    for number in range(1, num_classes):
+        there = [label for label in labels if (label == number).any()]
+        shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in there]
+        if shares and min(shares) >= ONE_PIECE:
+            found.append(number)
+    return found
 
 
 def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:

@@ -30,6 +30,7 @@ LAYERS = (
         "networks",
         "phantoms",
         "pictures",
+        "refining",
         "resume",
         "round_0",
         "stopwatch",

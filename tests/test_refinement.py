@@ -7,7 +7,17 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from semisam_o1.refinement import entropy, mean_dice, uncertain, volume_votes, vote_labels
+from semisam_o1.refinement import (
+    Voters,
+    confidence,
+    entropy,
+    mean_dice,
+    place_vectors,
+    uncertain,
+    volume_votes,
+    vote_labels,
+    voxel_votes,
+)
 
 
 def test_entropy_by_hand():
@@ -74,3 +84,28 @@ def test_mean_dice_by_hand():
     assert mean_dice(one, other, 3) == pytest.approx((2 * 1 / 4 + 1) / 2)
     assert mean_dice(one, other, 4) == pytest.approx((2 * 1 / 4 + 1 + 1) / 3)  # neither has class 3
     assert mean_dice(one, torch.zeros_like(one), 3) == 0
+
+
+def test_confidence_is_one_minus_the_share_of_the_largest_entropy():
+    probabilities = torch.tensor([[0.5, 1.0, 0.9], [0.5, 0.0, 0.1]])
+    by_hand = 1 + (0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
+    np.testing.assert_allclose(confidence(probabilities), [0, 1, by_hand], atol=1e-5)
+
+
+def test_place_vectors_join_feature_and_weighted_position():
+    tokens = torch.arange(4.0).reshape(2, 2, 1, 1)
+    points = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).reshape(2, 1, 1, 3)
+    assert place_vectors(tokens, points, 0.5).tolist() == [[0, 2, 0.5, 1, 1.5], [1, 3, 2, 2.5, 3]]
+
+
+def test_voxel_votes_by_hand():
+    voters = Voters(
+        torch.tensor([[0.0, 0], [1, 0], [3, 0]]),
+        torch.tensor([[1.0, 0], [0.25, 0.75], [0, 1]]),
+        torch.tensor([1.0, 0.5, 1]),
+    )
+    found = voxel_votes(voters, torch.tensor([[0.0, 0]]), 2)  # distances 0 and 1, their median 0.5
+    near, far = 1.0, math.exp(-2) * 0.5
+    np.testing.assert_allclose(found, [[(near + 0.25 * far) / (near + far), 0.75 * far / (near + far)]], rtol=1e-6)
+    certain = voters._replace(confidence=torch.tensor([0.0, 0, 1]))
+    np.testing.assert_allclose(voxel_votes(certain, torch.tensor([[0.0, 0], [2, 0]]), 3), [[0, 1], [0, 1]], atol=1e-6)

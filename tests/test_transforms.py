@@ -20,7 +20,9 @@ from semisam_o1.transforms import (
     choose_patch,
     choose_spacing,
     image_chain,
+    keep_largest,
     label_chain,
+    one_piece_classes,
     read_grid,
     read_volume,
     to_grid,
@@ -340,3 +342,22 @@ def test_published_padding_moves_the_affine():
     image = MetaTensor(torch.ones(1, 10, 16, 16), affine=np.diag([2.0, 1, 1, 1]))
     found = PublishedPadd("image", (16, 16, 16))({"image": image})["image"]
     np.testing.assert_allclose(found.affine[:3, 3], (-2.0 * 6, -3, -3))
+
+
+def test_the_largest_piece_of_a_class_is_kept():
+    label = torch.zeros(1, 9, 4, 4)
+    label[0, :4, :2], label[0, 6:8, :2], label[0, 5:, 3] = 1, 1, 2
+    kept = label.clone()
+    kept[0, 6:8, :2] = 0
+    before = label.clone()
+    assert keep_largest(label, [1, 2]).equal(kept) and keep_largest(label, [2]).equal(before)
+    assert label.equal(before)
+    assert keep_largest(label, []) is label
+
+
+def test_which_classes_are_one_piece():
+    whole, torn = torch.zeros(1, 9, 4, 4), torch.zeros(1, 9, 4, 4)
+    whole[0, :4, :2], whole[0, 5:, 3] = 1, 2
+    torn[0, :4, :2], torn[0, 6:8, :2] = 1, 1
+    assert one_piece_classes([whole], 4) == [1, 2]  # the third class is nowhere
+    assert one_piece_classes([whole, torn], 4) == [2]

@@ -1,0 +1,270 @@
+"""The refinement between rounds as an Ignite engine: two kinds of vote behind one interface, and the guard.
+
+A kind is called with a case and proposes a label (H, W, D) for it on the scan's grid, or None to leave it alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+
+from semisam_o1.alignment import CHANNELS, centred_points, principal
+from semisam_o1.datasets import Cohort
+from semisam_o1.engine import UncertaintyList
+from semisam_o1.export import write_label
+from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import WorkFiles
+from semisam_o1.propagation import label_radius, reach_of
+from semisam_o1.refinement import (
+    Voters,
+    confidence,
+    mean_dice,
+    place_vectors,
+    uncertain,
+    volume_votes,
+    vote_labels,
+    voxel_votes,
+)
+from semisam_o1.round_0 import Judge, templates_of
+from semisam_o1.transforms import Grid, read_volume, to_grid
+from semisam_o1.types import Case, DatasetError, Probabilities, Tokens
+
+log = logging.getLogger("semisam_o1")
+EXACT = 1_000_000  # places among which the most similar are searched exactly
+VOTING_SCANS = 64  # whose places are kept in memory
+
+
+class Seen(NamedTuple):
+    """A scan on its token grid: its features, their principal ``tokens`` (C, H, W, D), where each lies in the template
+    (``points``, mm) and the ``probabilities`` (num_classes, H, W, D) there."""
+
+    features: Features
+    tokens: Tokens
+    points: torch.Tensor
+    probabilities: Probabilities
+
+
+def no_votes(case: Case) -> None:
+    """Every label stays as predicted."""
+
+
+class VolumeVotes:
+    """As published: a volume that is unsure as a whole gets its label from the whole volumes most similar to it.
+
+    See `refinement.uncertain`, `volume_votes`, `vote_labels`. Templates are certain and vote with their own labels.
+
+    Args:
+        round_dir: holds ``predictions/`` and ``uncertainty.csv``.
+        k: how many vote; where fewer are certain, every label is left alone.
+        quantile: of the mean entropies; volumes from there on are unsure.
+    """
+
+    def __init__(self, store: FeatureStore, cohort: Cohort, round_dir: str | Path, k: int = 5, quantile: float = 0.9):
+        self.cohort, self.folder, self.k = cohort, Path(round_dir), k
+        uncertainty = UncertaintyList(self.folder / "uncertainty.csv").read()
+        pool = [case for case in cohort.pool if case.name in uncertainty]
+        self.voters = list(cohort.templates) + pool
+        self.descriptors = store.descriptors(case.name for case in self.voters)
+        unsure = uncertain([uncertainty[case.name] for case in pool], quantile)
+        self.certain = np.concatenate([np.ones(len(cohort.templates), bool), ~unsure])
+        if self.certain.sum() < k:
+            log.info("refinement: %d certain volumes, fewer than knn_k = %d: labels left alone", self.certain.sum(), k)
+
+    def __call__(self, case: Case) -> torch.Tensor | None:
+        place = self.voters.index(case)
+        found, weights = volume_votes(self.descriptors, self.certain, self.descriptors[place], self.k)
+        if self.certain[place] or not len(found):
+            return None
+        labels = [self._label_of(self.voters[i]) for i in found]
+        return vote_labels(labels, weights, self.cohort.grid(case).shape, self.cohort.num_classes)
+
+    def _label_of(self, case: Case) -> torch.Tensor:
+        path = case.label if case in self.cohort.templates else self.folder / "predictions" / f"{case.name}.nii.gz"
+        return read_volume(path, "label", self.cohort.hdf5_spacing).as_tensor()[0]
+
+
+class VoxelVotes:
+    """Unsure places of a volume get their label from the most similar places of the scans most like it.
+
+    Places are tokens, compared by feature and by where round 0 found them in the template; a vote counts by similarity
+    and by how sure its place is, the template's own places being certain: see `refinement.voxel_votes`. The vote and
+    what the network said are joined; what is sure stays as predicted.
+
+    Args:
+        round_dir: holds ``predictions/``, ``uncertainty/`` and the probabilities in ``work/predicted/``.
+        propagated_dir: of round 0, for where each token lies in the template.
+        unsure: entropy from which a place is unsure, a share of its largest, ln(num_classes).
+        quantile: in place of ``unsure``: of the entropies in the volume.
+        scans: of how many scans the places vote, besides the template's.
+        k: how many places vote.
+        share: of the vote in the new probabilities, beside what the network said.
+        position_weight: of a distance of one label radius, beside a descriptor's distance.
+        reach: how far from a border places still vote, in label radii.
+        cells: of an inexact index, see `neighbours.nearest`; a search among fewer than a million places is exact.
+
+    Raises:
+        DatasetError: round 0 did not align the scans (`copy`, `prototype`).
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        cohort: Cohort,
+        round_dir: str | Path,
+        propagated_dir: str | Path,
+        unsure: float = 0.25,
+        quantile: float | None = None,
+        scans: int = 5,
+        k: int = 15,
+        share: float = 0.35,
+        position_weight: float = 6.0,
+        reach: float = 0.5,
+        cells: int = 1024,
+    ):
+        self.store, self.cohort, self.folder = store, cohort, Path(round_dir)
+        self.predicted = WorkFiles(round_dir, "predicted")
+        self.first, self.agreed = (WorkFiles(propagated_dir, kind) for kind in ("first", "agreed"))
+        self.unsure, self.quantile, self.scans, self.k = unsure, quantile, scans, k
+        self.share, self.cells = share, cells
+        (features, template), *_ = templates_of(store, cohort)
+        self.basis = principal(template.tokens, CHANNELS)
+        radius = label_radius(template.label)
+        self.reach, self.position_weight = max(1, round(reach * radius)), position_weight / (radius * features.step_mm)
+        points = centred_points(template.tokens.shape[1:], features.step_mm)
+        self.template = self._near_borders(Seen(features, self.basis(template.tokens), points, template.label))
+        self.voters_of = functools.lru_cache(VOTING_SCANS)(lambda name: self._near_borders(self._seen(name)))
+
+    def __call__(self, case: Case) -> torch.Tensor | None:
+        seen = self._seen(case.name)
+        doubt = 1 - confidence(seen.probabilities)
+        least = self.unsure if self.quantile is None else float(np.quantile(doubt, self.quantile))
+        asked = (doubt >= least).flatten().nonzero()[:, 0]
+        if not len(asked):
+            return None
+        others = [self.voters_of(name) for name in self._similar(case.name)]
+        voters = Voters(*map(torch.cat, zip(self.template, *others)))
+        queries = place_vectors(seen.tokens, seen.points, self.position_weight)[asked]
+        votes = voxel_votes(voters, queries, self.k, self.cells if len(voters.shares) > EXACT else 0)
+        joined = seen.probabilities.flatten(1).clone()
+        joined[:, asked] = self.share * votes.T + (1 - self.share) * joined[:, asked]
+        joined = to_grid(joined.reshape(seen.probabilities.shape), seen.features.affine, seen.features.scan)
+        label, entropy = (
+            read_volume(self.folder / kind / f"{case.name}.nii.gz").as_tensor()[0]
+            for kind in ("predictions", "uncertainty")
+        )
+        return torch.where(entropy >= least * math.log(len(joined)), joined.argmax(0).to(label), label)
+
+    def _seen(self, name: str) -> Seen:
+        if not self.first.has(name, "points"):
+            raise DatasetError(
+                f"case {name}: round 0 did not align it to the template, which voxel refinement needs; "
+                "take --refinement volume or none."
+            )
+        frame, points = self.first.load(name, ["frame", "points"])
+        features = (self.store if frame == "world" else self.store.frame(frame)).load(name)
+        probabilities, affine = self.predicted.load(name, ["probabilities", "affine"])
+        grid = Grid(features.affine, tuple(features.tokens.shape[1:]))
+        probabilities = to_grid(probabilities, affine, grid).clamp(0, 1)
+        return Seen(features, self.basis(features.tokens), points, probabilities)
+
+    def _near_borders(self, seen: Seen) -> Voters:
+        near = reach_of(seen.probabilities > 0.5, self.reach).sum(0) >= 2
+        near = near.flatten().nonzero()[:, 0]
+        vectors = place_vectors(seen.tokens, seen.points, self.position_weight)[near]
+        sure = confidence(seen.probabilities).flatten()[near]
+        return Voters(vectors, seen.probabilities.flatten(1).T[near], sure)
+
+    def _similar(self, name: str) -> list[str]:
+        """The scans most like it: its atlases of the second pass, else the nearest by global descriptor."""
+        if self.agreed.has(name, "atlases"):
+            (names,) = self.agreed.load(name, ["atlases"])
+        else:
+            names = [
+                case.name for case in self.cohort.pool if case.name != name and self.first.has(case.name, "points")
+            ]
+            own = self.store.descriptors([name])[0]
+            order = np.argsort(-self.store.descriptors(names) @ own, kind="stable") if names else []
+            names = [names[i] for i in order]
+        return [other for other in names if self.predicted.path(other).exists()][: self.scans]
+
+
+class Worth:
+    """What a label file of a case is worth without truth: its predicted Dice or, where ``judged`` is off, its Dice
+    with the label that round 0 carried there."""
+
+    def __init__(self, store: FeatureStore, cohort: Cohort, propagated_dir: str | Path, judged: bool = True):
+        self.cohort, self.carried = cohort, Path(propagated_dir) / "labels"
+        self.judge = Judge(store, cohort, propagated_dir) if judged else None
+
+    def __call__(self, case: Case, label: Path) -> float:
+        if self.judge is not None:
+            return self.judge(case, label).predicted_dice
+        both = (read_volume(path).as_tensor()[0] for path in (label, self.carried / f"{case.name}.nii.gz"))
+        return mean_dice(*both, self.cohort.num_classes)
+
+
+def refinement_engine(
+    propose: Callable[[Case], torch.Tensor | None],
+    cohort: Cohort,
+    round_dir: str | Path,
+    guard: Callable[[Case, Path], float] | None = None,
+    handlers: Sequence = (),
+) -> Engine:
+    """An engine that runs over the pool and writes ``round_dir/labels``: predictions, mended where ``propose`` says.
+
+    ``engine.state.replaced`` names the cases whose label changed. Where ``guard`` tells what a label is worth, a
+    proposal worth less than the prediction is turned down; where proposals are worth less on average, all are.
+    """
+    folder = Path(round_dir)
+
+    def files(case: Case) -> tuple[Path, Path]:
+        return tuple(folder / kind / f"{case.name}.nii.gz" for kind in ("predictions", "labels"))
+
+    def process(engine: Engine, case: Case) -> None:
+        source, target = files(case)
+        if not source.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        label = propose(case)
+        if label is None:
+            return
+        write_label(target, label.numpy(), case.image, cohort.grid(case))
+        if guard is not None:
+            engine.state.gains[case] = guard(case, target) - guard(case, source)
+            if engine.state.gains[case] < 0:
+                shutil.copyfile(source, target)
+                return
+        engine.state.replaced.append(case.name)
+
+    engine = Engine(process)
+
+    @engine.on(Events.STARTED)
+    def clear(engine: Engine) -> None:
+        engine.state.replaced, engine.state.gains = [], {}
+
+    @engine.on(Events.COMPLETED)
+    def switch_off(engine: Engine) -> None:
+        gains = engine.state.gains
+        if not gains:
+            return
+        mean = sum(gains.values()) / len(gains)
+        log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
+        if mean < 0:
+            log.info("refinement is switched off for this round: its proposals are worth less than the predictions")
+            for case in gains:
+                shutil.copyfile(*files(case))
+            engine.state.replaced = []
+
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
