@@ -127,7 +127,7 @@ class VoxelVotes:
         k: int = 15,
         share: float = 0.35,
         position_weight: float = 6.0,
-        reach: float = 0.5,
+        reach: float = 0.25,
         cells: int = 1024,
     ):
         self.store, self.cohort, self.folder = store, cohort, Path(round_dir)
@@ -146,7 +146,7 @@ class VoxelVotes:
     def __call__(self, case: Case) -> torch.Tensor | None:
         seen = self._seen(case.name)
         doubt = 1 - confidence(seen.probabilities)
-        least = self.unsure if self.quantile is None else float(np.quantile(doubt, self.quantile))
+        least = self.unsure if self.quantile is None else max(float(np.quantile(doubt, self.quantile)), 0.01)
         asked = (doubt >= least).flatten().nonzero()[:, 0]
         if not len(asked):
             return None

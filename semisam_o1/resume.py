@@ -25,6 +25,8 @@ from semisam_o1.types import DatasetError
 # What may change from one start to the next without making results stale.
 FREE = (
     "output_dir",
+    "round_dir",
+    "judged_dir",
     "num_rounds",
     "most_rounds",
     "least_change",

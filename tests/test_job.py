@@ -20,7 +20,6 @@ from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import SAMMed3DEncoder
 from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.quality import Quality
-from semisam_o1.refinement import mean_dice
 from semisam_o1.round_0 import QualityList
 from semisam_o1.rounds import training_items
 
@@ -335,16 +334,40 @@ def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
     assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()
 
 
-def test_the_guard_turns_down_votes_that_leave_round_0(run, phantom_dir, tmp_path):
-    """Without it the unsure label of the two is replaced; with it a replaced one agrees no less with round 0."""
-    assert main(["run", str(phantom_dir), "--output", str(tmp_path), *small(guard=False)]) == 0
+def test_volume_refinement_replaces_the_unsure_half(phantom_dir, tmp_path):
+    command = ["run", str(phantom_dir), "--output", str(tmp_path), "--refinement", "volume", *small(guard=False)]
+    assert main(command) == 0
     predicted, refined = (labels(tmp_path / "round_1" / stage) for stage in ("predictions", "labels"))
     assert sum((predicted[name] != refined[name]).any() for name in refined) == 1
-    predicted, refined = (labels(run / "round_1" / stage) for stage in ("predictions", "labels"))
-    carried = labels(run / "round_0" / "labels")
+
+
+def test_voxel_refinement_leaves_what_is_sure(phantom_dir, tmp_path):
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), *small(guard=False, unsure=0.9)]) == 0
+    predicted, refined, doubt = (labels(tmp_path / "round_1" / s) for s in ("predictions", "labels", "uncertainty"))
+    changed = 0
     for name, label in refined.items():
-        one, other = (mean_dice(*map(torch.tensor, (x, carried[name])), 3) for x in (label, predicted[name]))
-        assert one >= other
+        moved = label != predicted[name]
+        changed += moved.sum()
+        assert (doubt[name][moved] >= 0.89 * np.log(3)).all()
+    assert changed
+
+
+def test_automatic_rounds_hand_out_the_round_judged_best(phantom_dir, tmp_path):
+    extra = small(num_rounds="auto", most_rounds=3, least_change=0)
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), *extra]) == 0
+    worth = {}
+    for path in sorted(tmp_path.glob("round_[1-9]/quality.csv")):
+        rows = list(csv.DictReader(path.open()))
+        worth[int(path.parent.name[-1])] = sum(float(row["predicted_dice"]) for row in rows) / len(rows)
+    rounds = max(worth)
+    assert all(worth[n] > worth[n - 1] for n in range(2, rounds))  # it went on as long as that rose
+    assert rounds == 3 or worth[rounds] <= worth[rounds - 1]
+    best = max(worth, key=lambda number: (worth[number], number))
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["rounds"], record["best_round"]) == (rounds, best)
+    assert_same_labels(tmp_path / "pseudo_labels", tmp_path / f"round_{best}" / "labels")
+    model = (tmp_path / f"round_{best}" / "model.pt").read_bytes()
+    assert (tmp_path / "bundle" / "models" / "model.pt").read_bytes() == model
 
 
 def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):

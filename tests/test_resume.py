@@ -43,7 +43,7 @@ def journal(folder, steps=(), **settings) -> Journal:
 def test_steps_are_taken_up_again(tmp_path):
     assert not journal(tmp_path).open()
     journal(tmp_path, STEPS)
-    again = journal(tmp_path, num_rounds=9, output_dir="elsewhere", threads=1)
+    again = journal(tmp_path, num_rounds="auto", output_dir="elsewhere", round_dir="elsewhere", threads=1)
     assert again.open() and again.done == STEPS and again.half_done_fits
 
 
