@@ -1,0 +1,44 @@
+"""The method worked out in docs/methods.md."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from semisam_o1.cli import main
+
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
+
+
+def example(language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", DOCS, re.DOTALL)[1]
+
+
+def test_the_loss_asks_for_sure_predictions():
+    names = {}
+    exec(example("python"), names)
+    loss = names["SureLoss"](consistency=1.0, consistency_rampup=0.0)
+    logits = torch.zeros(2, 2, 4, 4, 4)
+    target = {"label": torch.zeros(2, 1, 4, 4, 4), "labelled": torch.tensor([True, False])}
+    loss(logits, target)
+    assert abs(loss.weighted["consistency"] - torch.log(torch.tensor(2.0))) < 1e-6
+    logits[1, 0] = 20
+    loss(logits, target)
+    assert loss.weighted["consistency"] < 1e-6
+
+
+def test_the_overlay_trains(phantom_dir, tmp_path, monkeypatch):
+    (tmp_path / "sure.py").write_text(example("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sure", raising=False)
+    overlay = json.loads(example("json"))
+    said = {name: json.dumps(value) for name, value in overlay.items()}
+    small = {"feature_voxels": 12000, "train_voxels": 6000, "max_iterations": 2, "iterations_per_epoch": 2}
+    settings = [f"{name}={value}" for name, value in (said | small).items()]
+    command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--rounds", "1", "--set", *settings]
+    assert main(command) == 0
+    trained = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["train"]
+    assert trained["loss"]["_target_"] == "sure.SureLoss"
+    assert (tmp_path / "run" / "round_1" / "model.pt").is_file()
