@@ -23,9 +23,10 @@ from semisam_o1.alignment import centred_points, rotation, sample
 from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import mind
 from semisam_o1.features import FeatureStore
+from semisam_o1.files import WorkFiles
 from semisam_o1.propagation import label_radius
 from semisam_o1.quality import WayBack, judge
-from semisam_o1.round_0 import WorkFiles, templates_of
+from semisam_o1.round_0 import templates_of
 from semisam_o1.transforms import to_grid
 
 BAD = 0.6

@@ -36,7 +36,8 @@ MAX_CLASSES = 250
 # Rough costs on two CPU cores; those a case are for REFERENCE_VOXELS working voxels and grow in proportion.
 REFERENCE_VOXELS = 400_000
 SECONDS_PER_CASE_FEATURES = 1.0
-SECONDS_PER_CASE_PROPAGATION = 10
+SECONDS_PER_CASE_PROPAGATION = 7  # and
+SECONDS_WHATEVER_THE_SIZE = 5  # of both passes and the quality estimate
 SECONDS_PER_MEGAVOXEL = 0.7  # of training: a step of mean teacher on a million voxels, the batch counted
 SECONDS_PER_CASE_PREDICTION = 1.5
 TOKEN_BYTES_PER_VOXEL = 84
@@ -303,7 +304,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     held_out = sum(working[case.name] for case in cohort.val + cohort.test) / REFERENCE_VOXELS
     seconds = {
         "features": SECONDS_PER_CASE_FEATURES * sum(working.values()) / REFERENCE_VOXELS,
-        "propagation": SECONDS_PER_CASE_PROPAGATION * pool_size,
+        "propagation": SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool),
         "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations * rounds,
         "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
     }

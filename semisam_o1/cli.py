@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a finished run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
-    predict.add_argument("--method", default="mt", help="with --weights: dtc has a network of its own (mt)")
+    predict.add_argument(
+        "--method", default="mt", help="with --weights: mt, uamt, dan or dtc, which has a network of its own"
+    )
     predict.add_argument("--output", required=True, type=Path)
     _setting_options(predict)
     predict.set_defaults(action=_predict)
@@ -203,7 +205,7 @@ def _run(options) -> None:
 
 
 def _predict(options) -> None:
-    from semisam_o1.datasets import cases_of
+    from semisam_o1.images import cases_of
     from semisam_o1.trained import published_model
 
     cases_of(options.images)  # fails now rather than after the network is built

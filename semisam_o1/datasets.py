@@ -361,26 +361,6 @@ def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
     )
 
 
-def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
-    """Image files, wherever they lie, as cases named after them.
-
-    Raises:
-        DatasetError: a file is missing, of no known format, or shares its name with another.
-    """
-    cases: dict[str, Case] = {}
-    for path in [images] if isinstance(images, (str, Path)) else images:
-        path = Path(path).expanduser()
-        suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
-        if not path.is_file() or suffix is None:
-            found = "no such file" if not path.is_file() else "an unknown format"
-            raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
-        name = path.name[: -len(suffix)]
-        if name in cases:
-            raise DatasetError(f"{path}: another image is called '{name}' too; results would overwrite each other.")
-        cases[name] = Case(name, path, None, "new")
-    return list(cases.values())
-
-
 def images_alone(dataset_dir: str | Path) -> list[Case]:
     """The scans of a data set's train.txt, or without that list all that val.txt and test.txt do not name.
 
@@ -400,10 +380,3 @@ def images_alone(dataset_dir: str | Path) -> list[Case]:
     for problem in problems:
         logger.warning("case %s: %s; %s", problem.case, problem.found, problem.remedy)
     return [case for case in found if case is not None]
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """The images of a folder, or of its ``images`` or ``data`` where it has one, sorted."""
-    folder = Path(folder).expanduser()
-    inner = next((folder / name for name in ("images", "data") if (folder / name).is_dir()), folder)
-    return sorted(path for path in inner.glob("*") if path.name.lower().endswith(SUFFIXES))

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +35,11 @@ from semisam_o1.refinement import (
 )
 from semisam_o1.round_0 import Judge, templates_of
 from semisam_o1.transforms import Grid, read_volume, to_grid
-from semisam_o1.types import Case, DatasetError, Probabilities, Tokens
+from semisam_o1.types import Case, Probabilities, Tokens
 
 log = logging.getLogger("semisam_o1")
 EXACT = 1_000_000  # places among which the most similar are searched exactly
 VOTING_SCANS = 64  # whose places are kept in memory
-
-
-class Seen(NamedTuple):
-    """A scan on its token grid: its features, their principal ``tokens`` (C, H, W, D), where each lies in the template
-    (``points``, mm) and the ``probabilities`` (num_classes, H, W, D) there."""
-
-    features: Features
-    tokens: Tokens
-    points: torch.Tensor
-    probabilities: Probabilities
 
 
 def no_votes(case: Case) -> None:
@@ -97,7 +86,8 @@ class VoxelVotes:
 
     Places are tokens, compared by feature and by where round 0 found them in the template; a vote counts by similarity
     and by how sure its place is, the template's own places being certain: see `refinement.voxel_votes`. The vote and
-    what the network said are joined; what is sure stays as predicted.
+    what the network said are joined; what is sure stays as predicted. Where round 0 aligned nothing (`copy`,
+    `prototype`) the template's grid is stretched over the scan's.
 
     Args:
         round_dir: holds ``predictions/``, ``uncertainty/`` and the probabilities in ``work/predicted/``.
@@ -110,9 +100,6 @@ class VoxelVotes:
         position_weight: of a distance of one label radius, beside a descriptor's distance.
         reach: how far from a border places still vote, in label radii.
         cells: of an inexact index, see `neighbours.nearest`; a search among fewer than a million places is exact.
-
-    Raises:
-        DatasetError: round 0 did not align the scans (`copy`, `prototype`).
     """
 
     def __init__(
@@ -140,60 +127,63 @@ class VoxelVotes:
         radius = label_radius(template.label)
         self.reach, self.position_weight = max(1, round(reach * radius)), position_weight / (radius * features.step_mm)
         points = centred_points(template.tokens.shape[1:], features.step_mm)
-        self.template = self._near_borders(Seen(features, self.basis(template.tokens), points, template.label))
-        self.voters_of = functools.lru_cache(VOTING_SCANS)(lambda name: self._near_borders(self._seen(name)))
+        self.extent = torch.tensor(template.tokens.shape[1:]) * features.step_mm
+        self.template = self._near_borders(self.basis(template.tokens), points, template.label)
+        self.voters_of = functools.lru_cache(VOTING_SCANS)(lambda name: self._near_borders(*self._seen(name)[1:]))
 
     def __call__(self, case: Case) -> torch.Tensor | None:
-        seen = self._seen(case.name)
-        doubt = 1 - confidence(seen.probabilities)
+        features, tokens, points, probabilities = self._seen(case.name)
+        doubt = 1 - confidence(probabilities)
         least = self.unsure if self.quantile is None else max(float(np.quantile(doubt, self.quantile)), 0.01)
         asked = (doubt >= least).flatten().nonzero()[:, 0]
         if not len(asked):
             return None
         others = [self.voters_of(name) for name in self._similar(case.name)]
         voters = Voters(*map(torch.cat, zip(self.template, *others)))
-        queries = place_vectors(seen.tokens, seen.points, self.position_weight)[asked]
-        votes = voxel_votes(voters, queries, self.k, self.cells if len(voters.shares) > EXACT else 0)
-        joined = seen.probabilities.flatten(1).clone()
-        joined[:, asked] = self.share * votes.T + (1 - self.share) * joined[:, asked]
-        joined = to_grid(joined.reshape(seen.probabilities.shape), seen.features.affine, seen.features.scan)
+        queries = place_vectors(tokens, points, self.position_weight)[asked]
+        cells = self.cells if len(voters.shares) > EXACT else 0
+        voted = probabilities.flatten(1).clone()
+        voted[:, asked] = voxel_votes(voters, queries, self.k, cells).T
+        voted = to_grid(voted.reshape(probabilities.shape), features.affine, features.scan)
+        joined = self.share * voted + (1 - self.share) * self._predicted(case.name, features.scan)
         label, entropy = (
             read_volume(self.folder / kind / f"{case.name}.nii.gz").as_tensor()[0]
             for kind in ("predictions", "uncertainty")
         )
         return torch.where(entropy >= least * math.log(len(joined)), joined.argmax(0).to(label), label)
 
-    def _seen(self, name: str) -> Seen:
-        if not self.first.has(name, "points"):
-            raise DatasetError(
-                f"case {name}: round 0 did not align it to the template, which voxel refinement needs; "
-                "take --refinement volume or none."
-            )
-        frame, points = self.first.load(name, ["frame", "points"])
-        features = (self.store if frame == "world" else self.store.frame(frame)).load(name)
+    def _predicted(self, name: str, grid: Grid) -> Probabilities:
+        """What the network says of a scan, on ``grid``."""
         probabilities, affine = self.predicted.load(name, ["probabilities", "affine"])
-        grid = Grid(features.affine, tuple(features.tokens.shape[1:]))
-        probabilities = to_grid(probabilities, affine, grid).clamp(0, 1)
-        return Seen(features, self.basis(features.tokens), points, probabilities)
+        return to_grid(probabilities, affine, grid).clamp(0, 1)
 
-    def _near_borders(self, seen: Seen) -> Voters:
-        near = reach_of(seen.probabilities > 0.5, self.reach).sum(0) >= 2
+    def _seen(self, name: str) -> tuple[Features, Tokens, torch.Tensor, Probabilities]:
+        """A scan on its token grid: its features; their principal components (C, H, W, D); where each token lies in
+        the template, (H, W, D, 3) mm; what the network says there, (num_classes, H, W, D)."""
+        (frame,) = self.first.load(name, ["frame"])
+        features = (self.store if frame == "world" else self.store.frame(frame)).load(name)
+        grid = Grid(features.affine, tuple(features.tokens.shape[1:]))
+        if self.first.has(name, "points"):
+            (points,) = self.first.load(name, ["points"])
+        else:
+            extent = torch.tensor(grid.shape) * features.step_mm
+            points = centred_points(grid.shape, features.step_mm) * (self.extent / extent)
+        return features, self.basis(features.tokens), points, self._predicted(name, grid)
+
+    def _near_borders(self, tokens: Tokens, points: torch.Tensor, probabilities: Probabilities) -> Voters:
+        near = reach_of(probabilities > 0.5, self.reach).sum(0) >= 2
         near = near.flatten().nonzero()[:, 0]
-        vectors = place_vectors(seen.tokens, seen.points, self.position_weight)[near]
-        sure = confidence(seen.probabilities).flatten()[near]
-        return Voters(vectors, seen.probabilities.flatten(1).T[near], sure)
+        vectors = place_vectors(tokens, points, self.position_weight)[near]
+        return Voters(vectors, probabilities.flatten(1).T[near], confidence(probabilities).flatten()[near])
 
     def _similar(self, name: str) -> list[str]:
         """The scans most like it: its atlases of the second pass, else the nearest by global descriptor."""
         if self.agreed.has(name, "atlases"):
             (names,) = self.agreed.load(name, ["atlases"])
         else:
-            names = [
-                case.name for case in self.cohort.pool if case.name != name and self.first.has(case.name, "points")
-            ]
-            own = self.store.descriptors([name])[0]
-            order = np.argsort(-self.store.descriptors(names) @ own, kind="stable") if names else []
-            names = [names[i] for i in order]
+            names = [case.name for case in self.cohort.pool if case.name != name]
+            own, others = self.store.descriptors([name])[0], self.store.descriptors(names)
+            names = [names[i] for i in np.argsort(-others @ own, kind="stable")]
         return [other for other in names if self.predicted.path(other).exists()][: self.scans]
 
 

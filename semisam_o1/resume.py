@@ -42,7 +42,7 @@ FREE = (
 STALE_FROM = (
     (("feature", "encoder", "intensities", "image_key", "spacing", "store", "frame", "data", "cohort"), "features"),
     (("template", "labeled_num", "split"), "features"),  # of other scans; those that are fresh are kept
-    (("num_classes", "propagation", "second_pass", "seed"), "propagation"),
+    (("num_classes", "propagation", "second_pass", "published", "seed"), "propagation"),
 )
 FIRST_ROUND = "round_1"
 
@@ -75,6 +75,8 @@ class Journal:
         if restart_from is not None:
             if not re.fullmatch(r"(features|propagation|round_[1-9]\d*)(/\w+)?", restart_from):
                 raise DatasetError(f"restart_from '{restart_from}': expected features, propagation, round_1, ...")
+            if (number := round_of(restart_from)) > round_of(self.done[-1] if self.done else "") + 1:
+                raise DatasetError(f"restart_from '{restart_from}': the run has not come to round {number} yet.")
             self.done = self.done[: self._first(restart_from)]
         old = kept["settings"]
         changed = sorted(k for k in {*old, *self.settings} if old.get(k) != self.settings.get(k))
@@ -107,6 +109,11 @@ class Journal:
 
     def _write(self) -> None:
         write_json(self.path, {"done": self.done, "settings": self.settings})
+
+
+def round_of(step: str) -> int:
+    """The round that a step belongs to; 0 before the first."""
+    return int(step.split("/")[0].removeprefix("round_")) if step.startswith("round_") else 0
 
 
 def stale_from(name: str) -> str:

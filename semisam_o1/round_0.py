@@ -83,9 +83,19 @@ def templates_of(store: FeatureStore, cohort: Cohort) -> list[tuple[Features, Re
     return found
 
 
-def write_results(folder: Path, case: Case, probabilities: Probabilities, found: Features) -> float:
-    """Label and confidence of one case in the scan's own grid; gives the mean entropy there, nats."""
-    probabilities = to_grid(probabilities, found.affine, found.scan)
+def write_results(
+    folder: Path, case: Case, probabilities: Probabilities, found: Features, published: bool = False
+) -> float:
+    """Label and confidence of one case in the scan's own grid; gives the mean entropy there, nats.
+
+    Between tokens probabilities are linear, and beyond the outermost theirs; as ``published`` each voxel has those of
+    the token it lies in, and outside of all tokens is background.
+    """
+    if published:
+        probabilities = to_grid(probabilities, found.affine, found.scan, "nearest", "zeros")
+        probabilities[0] += 1 - probabilities.sum(0)
+    else:
+        probabilities = to_grid(probabilities, found.affine, found.scan)
     write_label(folder / "labels" / f"{case.name}.nii.gz", probabilities.argmax(0).numpy(), case.image, found.scan)
     best = probabilities.amax(0).numpy()
     write_confidence(folder / "confidence" / f"{case.name}.nii.gz", best, case.image, found.scan)
@@ -120,7 +130,12 @@ def case_engine(process: Callable[[Case], float | None], what: str, handlers: Se
 
 
 def first_pass_engine(
-    store: FeatureStore, cohort: Cohort, propagate: Callable, output_dir: str | Path, handlers: Sequence = ()
+    store: FeatureStore,
+    cohort: Cohort,
+    propagate: Callable,
+    output_dir: str | Path,
+    handlers: Sequence = (),
+    published: bool = False,
 ) -> Engine:
     """Writes, for each case, the templates' label carried there by ``propagate``, one of `propagation`'s functions.
 
@@ -128,7 +143,7 @@ def first_pass_engine(
     descriptors know no rotation: that is taken in which it fits the template
     better or, where nothing was aligned, whose label is the surer.
     Writes under ``output_dir``: ``labels/``, ``confidence/`` (the winner's probability), ``copied/``. A case that has
-    its arrays in ``work/`` already is done.
+    its arrays in ``work/`` already is done. ``published``: see `write_results`.
     """
     templates = templates_of(store, cohort)
     references = [reference for _, reference in templates]
@@ -157,7 +172,7 @@ def first_pass_engine(
             pooled_tokens, _ = coarse(basis(found.tokens), references[0].tokens)
             small |= {"matrix": result.to_template.matrix, "shift": result.to_template.shift, "coarse": pooled_tokens}
         write_label(folder / "copied" / f"{case.name}.nii.gz", floor.argmax(0).numpy(), case.image, found.scan)
-        uncertainty = write_results(folder, case, result.probabilities, found)
+        uncertainty = write_results(folder, case, result.probabilities, found, published)
         drafts.save(case.name, large, small | {"uncertainty": uncertainty})
         return uncertainty
 

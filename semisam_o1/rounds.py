@@ -133,6 +133,11 @@ class Job:
             self.best = self._best_round() if self.auto else self.rounds
             self.finish()
 
+    def alone(self, stage: str, *arguments) -> None:
+        """One stage by itself, by the name of its method."""
+        with held(self.output):
+            getattr(self, stage)(*arguments)
+
     def propagate_alone(self) -> None:
         """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
         if (self.output / "round_1").is_dir():
@@ -339,6 +344,8 @@ class Job:
 
         What the step that was killed left half-done stays, if it fits the settings.
         """
+        for name in ("report.html", "review.csv", "metrics.csv"):
+            (self.output / name).unlink(missing_ok=True)
         done, stale = self.journal.done, [self.output / "pseudo_labels", self.output / "bundle"]
         if "propagation/first" not in done and not self.journal.half_done_fits:
             stale.append(self.output / "round_0")

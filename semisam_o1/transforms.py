@@ -246,12 +246,17 @@ def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor
     return [int(n) for n in sides]
 
 
-def to_grid(volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear") -> torch.Tensor:
-    """Resample ``volume`` (C, h, w, d), lying where ``affine`` says, onto ``grid``: (C, H, W, D)."""
+def to_grid(
+    volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear", outside: str = "border"
+) -> torch.Tensor:
+    """Resample ``volume`` (C, h, w, d), lying where ``affine`` says, onto ``grid``: (C, H, W, D).
+
+    ``outside`` of it are the values of its "border", or "zeros".
+    """
     source = MetaTensor(
         volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)
     )
-    resample = SpatialResample(mode=mode, padding_mode="border", dtype=torch.float32)
+    resample = SpatialResample(mode=mode, padding_mode=outside, dtype=torch.float32)
     return resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
 
 

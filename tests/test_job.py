@@ -20,6 +20,7 @@ from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import SAMMed3DEncoder
 from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.quality import Quality
+from semisam_o1.resume import held
 from semisam_o1.round_0 import QualityList
 from semisam_o1.rounds import training_items
 
@@ -312,6 +313,17 @@ def test_predict_with_a_published_checkpoint(tmp_path, method, network):
     assert main([*command, "--method", other, "--output", str(tmp_path / "o"), "--device", "cpu"]) == 2
 
 
+def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, capsys):
+    good, bad = next((phantom_dir / "images").iterdir()), tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"not an image")
+    command = ["predict", "--run", str(run), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, str(bad), str(good)]) == 0
+    assert list(labels(tmp_path / "out" / "labels")) == [good.name]
+    said = capsys.readouterr()
+    assert "case bad cannot be read and is left out" in said.err + said.out
+    assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -380,3 +392,6 @@ def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):
     assert_same_labels(run / "round_2" / "predictions", copied / "round_2" / "predictions")
     stages = [stage["stage"] for stage in json.loads((copied / "run.json").read_text())["stages"]]
     assert stages.count("round 2: prediction") == 1 and "propagation" in stages
+    with held(copied):
+        refused = bundle("stage#prediction", CONFIGS / "train.json", **ids)
+    assert refused.returncode and "is being worked on by process" in refused.stderr

@@ -26,6 +26,7 @@ LAYERS = (
         "export",
         "features",
         "methods",
+        "images",
         "metrics",
         "networks",
         "phantoms",

@@ -24,6 +24,7 @@ from semisam_o1.cli import main
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
 from semisam_o1.resume import Journal, TrainingState, held, randomizables
+from semisam_o1.types import DatasetError
 
 STEPS = ["features", "propagation/first", "propagation/second", "round_1/training", "round_1/prediction"]
 
@@ -45,6 +46,12 @@ def test_steps_are_taken_up_again(tmp_path):
     journal(tmp_path, STEPS)
     again = journal(tmp_path, num_rounds="auto", output_dir="elsewhere", round_dir="elsewhere", threads=1)
     assert again.open() and again.done == STEPS and again.half_done_fits
+
+
+def test_a_round_that_was_not_reached_cannot_be_restarted(tmp_path):
+    journal(tmp_path, STEPS)
+    with pytest.raises(DatasetError, match="has not come to round 7"):
+        journal(tmp_path).open("round_7")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import torch
 from semisam_o1.alignment import CHANNELS, coarse
 from semisam_o1.encoders import mind
 from semisam_o1.engine import UncertaintyList
-from semisam_o1.features import FeatureStore
-from semisam_o1.round_0 import WorkFiles, second_pass_engine, templates_of
+from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import WorkFiles
+from semisam_o1.round_0 import second_pass_engine, templates_of, write_results
 from semisam_o1.transforms import Grid, read_volume
 from semisam_o1.types import Case
 
@@ -92,3 +93,17 @@ def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
     cohort = SimpleNamespace(templates=[case], num_classes=3, hdf5_spacing=None, classes=classes)
     templates_of(store, cohort)
     assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp_path, published):
+    """Two tokens of 4 mm, the first of class 1 for 0.7, in a row of 12 voxels that begins 2 voxels before them."""
+    scan, affine = Grid(np.eye(4), (12, 4, 4)), np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = 3.5, 1.5, 1.5
+    nibabel.save(nibabel.Nifti1Image(np.zeros(scan.shape, np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    foreground = torch.tensor([0.7, 0.0]).reshape(2, 1, 1)
+    probabilities = torch.stack([1 - foreground, foreground])
+    case = Case("a", tmp_path / "a.nii.gz", None, "pool")
+    write_results(tmp_path, case, probabilities, Features(None, affine, None, scan), published)
+    row = read_volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
+    assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
