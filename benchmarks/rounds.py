@@ -89,8 +89,10 @@ def refined(folder: Path, kind: str, guard: bool) -> list[dict]:
 def run(options) -> None:
     with tempfile.TemporaryDirectory() as name:
         output = options.output or Path(name)
-        data = options.dataset_dir or write_demo_data(output / "data")
-        base = trained(data, output / "round_0", 0, options.settings)
+        data, settings = options.dataset_dir, options.settings
+        if data is None:
+            data, settings = write_demo_data(output / "data"), settings or ["max_iterations=100"]
+        base = trained(data, output / "round_0", 0, settings)
         print(f"\n{options.rounds} round(s); mean Dice (worst)")
         print(f"{'':20}{'pool':>16}{'val':>16}{'test':>16}{'s a round':>12}")
         print(f"{'round 0':20}{figures(read_csv(base / 'metrics.csv'), 0, 'propagated')}", flush=True)
@@ -100,7 +102,7 @@ def run(options) -> None:
                 shutil.copytree(base, output / "copied", dirs_exist_ok=True)
                 (output / "copied" / "report.html").unlink()
                 (output / "copied").rename(folder)
-            trained(data, folder, options.rounds, [*ROWS[row], *options.settings])
+            trained(data, folder, options.rounds, [*ROWS[row], *settings])
             seconds = training_seconds(folder) / options.rounds
             found = figures(read_csv(folder / "metrics.csv"), options.rounds, "predicted")
             print(f"{row:20}{found}{seconds:12.0f}", flush=True)

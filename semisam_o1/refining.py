@@ -99,6 +99,7 @@ class VoxelVotes:
         share: of the vote in the new probabilities, beside what the network said.
         position_weight: of a distance of one label radius, beside a descriptor's distance.
         reach: how far from a border places still vote, in label radii.
+        most_voters: of a scan's places near a border at most so many vote, drawn by a fixed seed.
         cells: of an inexact index, see `neighbours.nearest`; a search among fewer than a million places is exact.
     """
 
@@ -114,14 +115,15 @@ class VoxelVotes:
         k: int = 15,
         share: float = 0.35,
         position_weight: float = 6.0,
-        reach: float = 0.25,
+        reach: float = 0.15,
+        most_voters: int = 20000,
         cells: int = 1024,
     ):
         self.store, self.cohort, self.folder = store, cohort, Path(round_dir)
         self.predicted = WorkFiles(round_dir, "predicted")
         self.first, self.agreed = (WorkFiles(propagated_dir, kind) for kind in ("first", "agreed"))
         self.unsure, self.quantile, self.scans, self.k = unsure, quantile, scans, k
-        self.share, self.cells = share, cells
+        self.share, self.cells, self.most_voters = share, cells, most_voters
         (features, template), *_ = templates_of(store, cohort)
         self.basis = principal(template.tokens, CHANNELS)
         radius = label_radius(template.label)
@@ -173,6 +175,8 @@ class VoxelVotes:
     def _near_borders(self, tokens: Tokens, points: torch.Tensor, probabilities: Probabilities) -> Voters:
         near = reach_of(probabilities > 0.5, self.reach).sum(0) >= 2
         near = near.flatten().nonzero()[:, 0]
+        drawn = torch.randperm(len(near), generator=torch.Generator().manual_seed(0))[: self.most_voters]
+        near = near[drawn.sort().values]
         vectors = place_vectors(tokens, points, self.position_weight)[near]
         return Voters(vectors, probabilities.flatten(1).T[near], confidence(probabilities).flatten()[near])
 

@@ -26,7 +26,8 @@ from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStre
 from semisam_o1.resume import Journal, TrainingState, held, randomizables
 from semisam_o1.types import DatasetError
 
-STEPS = ["features", "propagation/first", "propagation/second", "round_1/training", "round_1/prediction"]
+STEPS = ["features", "propagation/first", "propagation/second"]
+STEPS += ["round_1/training", "round_1/prediction", "round_1/refinement"]
 
 
 # The journal
@@ -61,6 +62,7 @@ def test_a_round_that_was_not_reached_cannot_be_restarted(tmp_path):
         ({"split": "test"}, "features"),  # scans without features yet
         ({"seed": 2}, "propagation"),
         ({"max_iterations": 6}, "round_1"),
+        ({"guard": False}, "round_1/refinement"),
     ],
 )
 def test_changed_settings_that_make_steps_stale_are_said(tmp_path, changed, step):
