@@ -211,12 +211,14 @@ def refinement_engine(
     cohort: Cohort,
     round_dir: str | Path,
     guard: Callable[[Case, Path], float] | None = None,
+    least_gain: float = 0.001,
     handlers: Sequence = (),
 ) -> Engine:
     """An engine that runs over the pool and writes ``round_dir/labels``: predictions, mended where ``propose`` says.
 
     ``engine.state.replaced`` names the cases whose label changed. Where ``guard`` tells what a label is worth, a
-    proposal worth less than the prediction is turned down; where proposals are worth less on average, all are.
+    proposal worth less than the prediction is turned down; where proposals gain less than ``least_gain`` on average,
+    which is less than the guard can tell, all are.
     """
     folder = Path(round_dir)
 
@@ -253,8 +255,8 @@ def refinement_engine(
             return
         mean = sum(gains.values()) / len(gains)
         log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
-        if mean < 0:
-            log.info("refinement is switched off for this round: its proposals are worth less than the predictions")
+        if mean < least_gain:
+            log.info("refinement is switched off for this round: its proposals are worth no more than the predictions")
             for case in gains:
                 shutil.copyfile(*files(case))
             engine.state.replaced = []

@@ -120,7 +120,8 @@ def test_the_guard_turns_down_a_proposal_worth_less(cohort):
     assert label(cohort, "labels", "b").all()
 
 
-def test_a_refinement_worth_less_on_average_is_switched_off(cohort, caplog):
+@pytest.mark.parametrize("gains", [{"a": -0.3, "b": 0.2}, {"a": 0.0005, "b": 0.001}])
+def test_a_refinement_that_gains_nothing_on_average_is_switched_off(cohort, caplog, gains):
     caplog.set_level("INFO", "semisam_o1")
-    assert run(cohort, proposing, worth({"a": -0.3, "b": 0.2})) == [] and "switched off" in caplog.text
+    assert run(cohort, proposing, worth(gains)) == [] and "switched off" in caplog.text
     np.testing.assert_array_equal(label(cohort, "labels", "b"), label(cohort, "predictions", "b"))
