@@ -30,6 +30,7 @@ FREE = (
     "num_rounds",
     "most_rounds",
     "least_change",
+    "worth_tolerance",
     "restart_from",
     "threads",
     "device",

@@ -131,6 +131,8 @@ class Job:
                     if self._settled(number):
                         break
             self.best = self._best_round() if self.auto else self.rounds
+            if self.auto:
+                log.info("the labels of round %d of %d are handed out", self.best, self.rounds)
             self.finish()
 
     def alone(self, stage: str, *arguments) -> None:
@@ -236,22 +238,24 @@ class Job:
         quality = QualityList(self.output / f"round_{number}" / "quality.csv").read()
         return sum(found.predicted_dice for found in quality.values()) / max(len(quality), 1)
 
-    def _settled(self, number: int) -> bool:
-        """Whether another round is not worth its time: labels hardly change, or are predicted to be no better."""
+    def _change(self, number: int) -> float:
+        """1 - the mean Dice between the pool's labels of round ``number`` and those of the round before."""
         before, after = (self._labels_dir(n) for n in (number - 1, number))
         names = [case.name for case in self.cohort.pool if (before / f"{case.name}.nii.gz").exists()]
         pairs = ([read_volume(d / f"{name}.nii.gz").as_tensor()[0] for d in (before, after)] for name in names)
-        change = 1 - sum(mean_dice(*pair, self.cohort.num_classes) for pair in pairs) / len(names)
-        worth = [self._worth(n) for n in (number - 1, number)]
-        text = "round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f after %.4f"
-        log.info(text, number, change, worth[1], worth[0])
-        return change < self._get("least_change") or (number > 1 and worth[1] <= worth[0])
+        return 1 - sum(mean_dice(*pair, self.cohort.num_classes) for pair in pairs) / len(names)
+
+    def _settled(self, number: int) -> bool:
+        """Whether another round is not worth its time: what still changes is noise, or labels are getting worse."""
+        change, worth = self._change(number), self._worth(number)
+        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, worth)
+        noise = number > 1 and change >= self._change(number - 1)
+        return change < self._get("least_change") or noise or self._best_round() != number
 
     def _best_round(self) -> int:
-        """That whose labels are predicted to be best, judged without truth; the last where nothing is predicted."""
-        best = max(range(1, self.rounds + 1), key=lambda number: (self._worth(number), number))
-        log.info("the labels of round %d of %d are handed out", best, self.rounds)
-        return best
+        """The last whose labels are predicted to be as good as any round's, within what can be told without truth."""
+        worth = {number: self._worth(number) for number in range(1, self.rounds + 1)}
+        return max(n for n in worth if worth[n] >= max(worth.values()) - self._get("worth_tolerance"))
 
     def finish(self) -> None:
         """Final labels, figures, the list for review, the trained bundle, the report."""

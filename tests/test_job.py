@@ -20,6 +20,7 @@ from semisam_o1.datasets import open_cohort
 from semisam_o1.encoders import SAMMed3DEncoder
 from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.quality import Quality
+from semisam_o1.refinement import mean_dice
 from semisam_o1.resume import held
 from semisam_o1.round_0 import QualityList
 from semisam_o1.rounds import training_items
@@ -364,17 +365,24 @@ def test_voxel_refinement_leaves_what_is_sure(phantom_dir, tmp_path):
     assert changed
 
 
-def test_automatic_rounds_hand_out_the_round_judged_best(phantom_dir, tmp_path):
+def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, tmp_path):
     extra = small(num_rounds="auto", most_rounds=3, least_change=0)
     assert main(["run", str(phantom_dir), "--output", str(tmp_path), *extra]) == 0
-    worth = {}
-    for path in sorted(tmp_path.glob("round_[1-9]/quality.csv")):
-        rows = list(csv.DictReader(path.open()))
-        worth[int(path.parent.name[-1])] = sum(float(row["predicted_dice"]) for row in rows) / len(rows)
-    rounds = max(worth)
-    assert all(worth[n] > worth[n - 1] for n in range(2, rounds))  # it went on as long as that rose
-    assert rounds == 3 or worth[rounds] <= worth[rounds - 1]
-    best = max(worth, key=lambda number: (worth[number], number))
+    folders = [tmp_path / "round_0", *sorted(tmp_path.glob("round_[1-9]"))]
+    found = [labels(folder / "labels") for folder in folders]
+    pool = found[0].keys()
+    changes = [
+        1 - np.mean([mean_dice(torch.tensor(one[n]), torch.tensor(other[n]), 3) for n in pool])
+        for one, other in zip(found, found[1:])
+    ]
+    worth = []
+    for folder in folders[1:]:
+        rows = list(csv.DictReader((folder / "quality.csv").open()))
+        worth.append(sum(float(row["predicted_dice"]) for row in rows) / len(rows))
+    rounds = len(changes)
+    ends = [(n > 0 and changes[n] >= changes[n - 1]) or worth[n] < max(worth[: n + 1]) - 0.005 for n in range(rounds)]
+    assert not any(ends[:-1]) and (ends[-1] or rounds == 3)
+    best = max(n + 1 for n in range(rounds) if worth[n] >= max(worth) - 0.005)
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["rounds"], record["best_round"]) == (rounds, best)
     assert_same_labels(tmp_path / "pseudo_labels", tmp_path / f"round_{best}" / "labels")
