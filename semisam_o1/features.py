@@ -78,8 +78,9 @@ class FeatureStore:
         return {"format": FORMAT, "encoder_sha256": encoder_key(self.encoder), "settings": settings}
 
     def frame(self, name: str) -> FeatureStore:
-        """The store, in a folder of this one, of features in another frame, e.g. the "stored" axes of oblique scans."""
-        return FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
+        """The store of features in a frame: "world" is this one; another ("stored": oblique scans' own axes) is a folder
+        of it."""
+        return self if name == "world" else FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"

@@ -163,7 +163,7 @@ class VoxelVotes:
         """A scan on its token grid: its features; their principal components (C, H, W, D); where each token lies in
         the template, (H, W, D, 3) mm; what the network says there, (num_classes, H, W, D)."""
         (frame,) = self.first.load(name, ["frame"])
-        features = (self.store if frame == "world" else self.store.frame(frame)).load(name)
+        features = self.store.frame(frame).load(name)
         grid = Grid(features.affine, tuple(features.tokens.shape[1:]))
         if self.first.has(name, "points"):
             (points,) = self.first.load(name, ["points"])

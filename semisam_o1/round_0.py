@@ -214,7 +214,7 @@ def second_pass_engine(
 
     def tokens_of(name: str) -> tuple[Features, torch.Tensor]:
         (frame,) = drafts.load(name, ["frame"])
-        found = (store if frame == "world" else store.frame(frame)).load(name)
+        found = store.frame(frame).load(name)
         return found, basis(found.tokens)
 
     @functools.lru_cache(4 * CANDIDATES)
@@ -273,7 +273,7 @@ class Judge:
 
     def __call__(self, case: Case, label: Path) -> Quality:
         frame, residual = self.drafts.load(case.name, ["frame", "residual"])
-        found = (self.store if frame == "world" else self.store.frame(frame)).load(case.name)
+        found = self.store.frame(frame).load(case.name)
         if not self.back.path(case.name).exists():
             turn = turn_between(self.features.scan.affine, found.scan.affine) if frame == "world" else None
             way = back_propagate(self.template.tokens, found.tokens, found.step_mm, turn=turn)
