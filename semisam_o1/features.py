@@ -78,8 +78,8 @@ class FeatureStore:
         return {"format": FORMAT, "encoder_sha256": encoder_key(self.encoder), "settings": settings}
 
     def frame(self, name: str) -> FeatureStore:
-        """The store of features in a frame: "world" is this one; another ("stored": oblique scans' own axes) is a folder
-        of it."""
+        """The store of features in a frame: "world" is this one; another, e.g. the "stored" axes of oblique scans, is a
+        folder of it."""
         return self if name == "world" else FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
 
     def path(self, name: str) -> Path:
