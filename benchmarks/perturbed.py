@@ -109,7 +109,7 @@ def run(options) -> None:
                 nibabel.save(volume, file)
             changed = replace(cohort, templates=(replace(template, image=files[0], label=files[1]),))
             fill(store, changed, changed.templates, spacing)
-            dice = propagated_dice(store, changed, cases, folder / "round_0")
+            dice = propagated_dice(store, changed, cases)
             plain = dice.mean() if plain is None else plain
             figures = f"{dice.mean():8.3f}{np.median(dice):8.3f}{dice.min():8.3f}{plain - dice.mean():8.3f}"
             print(f"{what:32}{figures}", flush=True)

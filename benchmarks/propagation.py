@@ -85,15 +85,16 @@ def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
     return [cases[i] for i in sorted(np.random.RandomState(seed).permutation(len(cases))[:count])]
 
 
-def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], folder: Path, second_pass: bool = True) -> np.ndarray:
+def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], second_pass: bool = True) -> np.ndarray:
     """True Dice of each case's label by the default propagation from the cohort's templates."""
-    first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(
-        cases, epoch_length=len(cases)
-    )
-    if second_pass:
-        second_pass_engine(store, cohort, cases, folder).run(cases, epoch_length=len(cases))
-    labels = (read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int) for case in cases)
-    return np.array([mean_dice(label, case, cohort) for label, case in zip(labels, cases)])
+    count = len(cases)
+    with tempfile.TemporaryDirectory() as name:  # of its own: an engine keeps what it finds done
+        folder = Path(name)
+        first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(cases, epoch_length=count)
+        if second_pass:
+            second_pass_engine(store, cohort, cases, folder).run(cases, epoch_length=count)
+        labels = (read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int) for case in cases)
+        return np.array([mean_dice(label, case, cohort) for label, case in zip(labels, cases)])
 
 
 def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterator[tuple[str, Callable, float, float]]:

@@ -28,7 +28,9 @@ def ants_convex_adam(template, label, scan, step_mm: float, seed: int) -> torch.
         from convexAdam.convex_adam_MIND import convex_adam_pt
 
     carried, warped = _carry(template, label, scan, step_mm, seed, "Affine")
-    field = convex_adam_pt(torch.from_numpy(scan), torch.from_numpy(warped), dtype=torch.float32, verbose=False)
+    with warnings.catch_warnings():  # of what it leaves to grid_sample's defaults
+        warnings.simplefilter("ignore")
+        field = convex_adam_pt(torch.from_numpy(scan), torch.from_numpy(warped), dtype=torch.float32, verbose=False)
     field = torch.from_numpy(np.ascontiguousarray(field)).float()
     return sample(carried, centred_points(scan.shape, 1.0) + field, 1.0)
 

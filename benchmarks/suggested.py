@@ -49,7 +49,7 @@ def run(options) -> None:
         means = []
         for case in templates + suggested:
             alone = replace(cohort, templates=(replace(case, split="template"),))
-            dice = propagated_dice(store, alone, cases, folder / "round_0", second_pass=False)
+            dice = propagated_dice(store, alone, cases, second_pass=False)
             means.append(dice.mean())
             mark = "suggested: " if case.name == best else ""
             print(f"{mark + case.name:40}{dice.mean():8.3f}{np.median(dice):8.3f}{dice.min():8.3f}", flush=True)

@@ -18,6 +18,8 @@ CARRIED = (
     "intensities",
     "patch_size",
     "overlap",
+    "view_turn",
+    "flip_axes",
     "amp",
     "one_piece",
 )  # settings that inference shares with training

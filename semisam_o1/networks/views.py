@@ -1,0 +1,57 @@
+"""Test-time augmentation: a scan predicted as it stands, turned a little and mirrored, and the mean of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import Rotate
+from torch import nn
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+LEAST = 1e-6  # of a probability, so that its logarithm is finite
+
+
+class Views(Inferer):
+    """Logits whose softmax is the mean of ``inferer``'s over several views of the volume.
+
+    The views: as it stands, turned by ``turn`` and by -``turn`` about each axis through its middle, and mirrored.
+
+    Args:
+        inferer: from volume (B, C, H, W, D) to logits (B, num_classes, H, W, D), of a grid of even spacing.
+        turn: radians; 0 for no turns.
+        flips: axes, of H, W, D as 0, 1, 2, along which the anatomy may be mirrored.
+    """
+
+    def __init__(self, inferer: Inferer, turn: float = 0.0, flips: Sequence[int] = ()):
+        super().__init__()
+        self.inferer = inferer
+        angles = [[sign * turn * (axis == own) for own in range(3)] for axis in range(3) for sign in (1, -1) if turn]
+        self.views = [(turned(angle), turned([-a for a in angle])) for angle in angles]
+        self.views += [(flipped(axis), flipped(axis)) for axis in flips]
+
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        logits = self.inferer(inputs, network, *args, **kwargs)
+        if not self.views:
+            return logits
+        total = logits.softmax(1)
+        plain = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        for forth, back in self.views:
+            total = total + back(self.inferer(forth(plain), network, *args, **kwargs).softmax(1))
+        return (total / (1 + len(self.views))).clamp(min=LEAST).log()
+
+
+def turned(angle: Sequence[float]) -> Change:
+    """By the angles (radians) about H, W, D of a volume (B, C, H, W, D), its border continued."""
+    rotate = Rotate(angle, keep_size=True, padding_mode="border", dtype=torch.float32)
+
+    def change(volume: torch.Tensor) -> torch.Tensor:
+        return rotate(volume.flatten(0, 1)).as_tensor().reshape(volume.shape)
+
+    return change
+
+
+def flipped(axis: int) -> Change:
+    return lambda volume: volume.flip(2 + axis)
