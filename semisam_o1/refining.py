@@ -6,6 +6,7 @@ A kind is called with a case and proposes a label (H, W, D) for it on the scan's
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import shutil
@@ -21,7 +22,7 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_label
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import WorkFiles
+from semisam_o1.files import WorkFiles, write_json
 from semisam_o1.propagation import label_radius, reach_of
 from semisam_o1.refinement import (
     Voters,
@@ -40,6 +41,7 @@ from semisam_o1.types import Case, Probabilities, Tokens
 log = logging.getLogger("semisam_o1")
 EXACT = 1_000_000  # places among which the most similar are searched exactly
 VOTING_SCANS = 64  # whose places are kept in memory
+RECORD = "refinement.json"  # in a round's folder: what each proposal was worth, and which were taken
 
 
 def no_votes(case: Case) -> None:
@@ -206,6 +208,12 @@ class Worth:
         return mean_dice(*both, self.cohort.num_classes)
 
 
+def switched_off(round_dir: str | Path) -> bool:
+    """Whether the refinement of a round was switched off by its guard."""
+    record = Path(round_dir) / RECORD
+    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["switched_off"]
+
+
 def refinement_engine(
     propose: Callable[[Case], torch.Tensor | None],
     cohort: Cohort,
@@ -218,7 +226,7 @@ def refinement_engine(
 
     ``engine.state.replaced`` names the cases whose label changed. Where ``guard`` tells what a label is worth, a
     proposal worth less than the prediction is turned down; where proposals gain less than ``least_gain`` on average,
-    which is less than the guard can tell, all are.
+    which is less than the guard can tell, all are: `switched_off`.
     """
     folder = Path(round_dir)
 
@@ -249,17 +257,19 @@ def refinement_engine(
         engine.state.replaced, engine.state.gains = [], {}
 
     @engine.on(Events.COMPLETED)
-    def switch_off(engine: Engine) -> None:
+    def finish(engine: Engine) -> None:
         gains = engine.state.gains
-        if not gains:
-            return
-        mean = sum(gains.values()) / len(gains)
-        log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
-        if mean < least_gain:
-            log.info("refinement is switched off for this round: its proposals are worth no more than the predictions")
+        mean = sum(gains.values()) / max(len(gains), 1)
+        off = bool(gains) and mean < least_gain
+        if gains:
+            log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
+        if off:
+            log.info("refinement is switched off: its proposals are worth no more than the predictions")
             for case in gains:
                 shutil.copyfile(*files(case))
             engine.state.replaced = []
+        found = {case.name: gain for case, gain in gains.items()}
+        write_json(folder / RECORD, {"switched_off": off, "gains": found, "replaced": engine.state.replaced})
 
     for handler in handlers:
         handler.attach(engine)

@@ -28,6 +28,7 @@ from semisam_o1.engine import UncertaintyList
 from semisam_o1.files import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
 from semisam_o1.refinement import mean_dice
+from semisam_o1.refining import switched_off
 from semisam_o1.reports import write_report
 from semisam_o1.resume import Journal, held
 from semisam_o1.round_0 import QualityList
@@ -228,7 +229,10 @@ class Job:
 
     def refine(self, number: int) -> None:
         with self._stage(f"round {number}: refinement", number):
-            engine = self._get("refinement#engine", number)
+            off = any(switched_off(self.output / f"round_{earlier}") for earlier in range(1, number))
+            if off:
+                log.info("refinement stays switched off")
+            engine = self._get("refinement#engine", number, {"refinement#propose": "$refining.no_votes"} if off else {})
             cases = [case for case in self.cohort.pool if case.name not in self.set_aside]
             engine.run(cases, max_epochs=1, epoch_length=len(cases))
             log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))

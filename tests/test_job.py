@@ -365,6 +365,18 @@ def test_voxel_refinement_leaves_what_is_sure(phantom_dir, tmp_path):
     assert changed
 
 
+def test_a_refinement_that_was_switched_off_stays_off(phantom_dir, tmp_path):
+    """Round 1's proposals gain less than is asked; round 2, which would ask again, makes none."""
+    assert (
+        main(["run", str(phantom_dir), "--output", str(tmp_path), *small(num_rounds=3, unsure=0.9, least_gain=1)]) == 0
+    )
+    records = [json.loads((tmp_path / f"round_{n}" / "refinement.json").read_text()) for n in (1, 2)]
+    assert [record["switched_off"] for record in records] == [True, False] and records[0]["gains"]
+    assert not records[1]["gains"]
+    predicted, kept = (labels(tmp_path / "round_2" / stage) for stage in ("predictions", "labels"))
+    assert all((predicted[name] == kept[name]).all() for name in kept)
+
+
 def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, tmp_path):
     extra = small(num_rounds="auto", most_rounds=3, least_change=0)
     assert main(["run", str(phantom_dir), "--output", str(tmp_path), *extra]) == 0

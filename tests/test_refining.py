@@ -11,7 +11,7 @@ from semisam_o1.encoders import mind
 from semisam_o1.export import write_entropy, write_label
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.refining import VoxelVotes, no_votes, refinement_engine
+from semisam_o1.refining import VoxelVotes, no_votes, refinement_engine, switched_off
 from semisam_o1.transforms import Grid, read_volume
 from semisam_o1.types import Case
 
@@ -116,6 +116,7 @@ def test_proposals_replace_predictions(cohort):
 
 def test_the_guard_turns_down_a_proposal_worth_less(cohort):
     assert run(cohort, proposing, worth({"a": -0.1, "b": 0.2})) == ["b"]
+    assert not switched_off(cohort.folder / "round_1")
     np.testing.assert_array_equal(label(cohort, "labels", "a"), label(cohort, "predictions", "a"))
     assert label(cohort, "labels", "b").all()
 
@@ -124,4 +125,5 @@ def test_the_guard_turns_down_a_proposal_worth_less(cohort):
 def test_a_refinement_that_gains_nothing_on_average_is_switched_off(cohort, caplog, gains):
     caplog.set_level("INFO", "semisam_o1")
     assert run(cohort, proposing, worth(gains)) == [] and "switched off" in caplog.text
+    assert switched_off(cohort.folder / "round_1") and not switched_off(cohort.folder / "round_2")
     np.testing.assert_array_equal(label(cohort, "labels", "b"), label(cohort, "predictions", "b"))
