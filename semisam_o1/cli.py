@@ -167,11 +167,14 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
     workflow = ConfigWorkflow(
         [str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type
     )
-    for name in said:
+    for name, value in said.items():
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
             close = difflib.get_close_matches(name, workflow.parser.get())
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
             raise DatasetError(f"The config has no id '{name}': {hint}")
+        number = isinstance(old := workflow.parser.get(name), (int, float)) or str(old).startswith("$@chosen(")
+        if number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
+            raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")
     workflow.parser.update(said)
     return workflow
 

@@ -46,9 +46,13 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
     """Seed everything, bind the number of threads (None: as it is) and check that ``device`` is there.
 
     Raises:
-        DatasetError: a CUDA device is asked for and none can be used.
+        DatasetError: there is no such device, or a CUDA device is asked for and none can be used.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise DatasetError(f"device {device}: expected cpu, cuda or cuda:0, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
         raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
     if threads:
         torch.set_num_threads(int(threads))

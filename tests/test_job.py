@@ -332,7 +332,10 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
         (["--set", "max_iterations"], "ID=VALUE"),
         (["--method", "magic"], "no method 'magic'"),
         (["--template", "nobody"], "nobody"),
+        (["--set", "affine_prob=often"], "affine_prob=often: expected a number"),
+        (["--set", "max_iterations=many"], "max_iterations=many: expected a number"),
         (["--device", "cuda:7"], "cuda:7"),
+        (["--device", "gpu"], "device gpu: expected cpu"),
     ],
 )
 def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments, said):
