@@ -32,6 +32,11 @@ ROWS = {
     "all true labels": [
         ITEMS + "$[case.item() | {'labelled': case in @cohort.templates} for case in @cohort.templates + @cohort.pool]"
     ],
+    "from scratch": ["warm_start=false"],  # from the second round on
+    "no averaged weights": ["average_alpha=0.01"],
+    "one view": ["view_turn=0"],
+    "mirrored left-right": ["flip_axes=[0]"],
+    "half as many voxels": ["train_voxels=100000"],
     "weak augmentation": ["affine_prob=0.4"],
     "float32": ["bfloat16=false"],
 }
