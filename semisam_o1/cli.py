@@ -26,20 +26,28 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.action(options) or 0
-    except (UserError, FileNotFoundError) as error:
-        print(f"semisam-o1: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:  # MONAI wraps what a component's constructor raises
-        cause = error
-        while cause is not None and not isinstance(cause, (UserError, FileNotFoundError)):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+    except (UserError, OSError, RuntimeError) as error:  # MONAI wraps what a component raises in the latter
+        text = plainly(error)
+        if text is None:
             raise
-        print(f"semisam-o1: {cause}", file=sys.stderr)
+        print(f"semisam-o1: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("semisam-o1: stopped.", file=sys.stderr)
         return 130
+
+
+def plainly(error: BaseException | None) -> str | None:
+    """What a user can act on among an error and its causes; None where it is a fault of ours."""
+    from semisam_o1.files import disk_full
+
+    while error is not None:
+        if isinstance(error, (UserError, FileNotFoundError)):
+            return str(error)
+        if disk_full(error):
+            return "the disk is full. What is done is kept: make room and give the same command again."
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,11 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that no room is left; HDF5 says it in its text alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}," in str(error)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -24,7 +24,7 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.export import write_confidence, write_label
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import WorkFiles, write_text
+from semisam_o1.files import WorkFiles, disk_full, write_text
 from semisam_o1.propagation import Propagated, Reference, copy
 from semisam_o1.quality import Quality, WayBack, back_propagate, judge
 from semisam_o1.refinement import entropy
@@ -112,6 +112,8 @@ def case_engine(process: Callable[[Case], float | None], what: str, handlers: Se
         try:
             value = process(case)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
+            if disk_full(error):  # no fault of the scan
+                raise
             log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, error)
             engine.state.failed[case.name] = f"{what} failed: {error}"
             return

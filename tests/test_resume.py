@@ -1,5 +1,6 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
+import errno
 import json
 import os
 import random
@@ -20,7 +21,9 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussianNoised
 from torch import nn
 
+from semisam_o1 import export, round_0
 from semisam_o1.cli import main
+from semisam_o1.files import disk_full
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
 from semisam_o1.resume import Journal, TrainingState, held, randomizables
@@ -243,6 +246,31 @@ def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(command
         np.testing.assert_array_equal(label, found[name], err_msg=name)
     again = subprocess.run([*command, str(run)], capture_output=True, text=True)
     assert "going on after" in again.stdout + again.stderr and "training:" not in again.stdout + again.stderr
+
+
+def test_a_full_disk_is_said_and_blames_no_scan(phantom_dir, tmp_path, capsys, monkeypatch):
+    """No room for the second label: one line, and the same command goes on when there is room again."""
+    written = []
+
+    def write_label(path, *rest):
+        written.append(path.name)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        export.write_label(path, *rest)
+
+    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), "--set", "feature_voxels=4000"]
+    with monkeypatch.context() as changed:
+        changed.setattr(round_0, "write_label", write_label)
+        assert main(command) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(list((tmp_path / "pseudo_labels").iterdir())) == 2
+    assert not json.loads((tmp_path / "run.json").read_text())["set_aside"]
+
+
+@pytest.mark.parametrize("text", ["file write failed: errno = 28, error message = 'No space left on device'"])
+def test_a_full_disk_is_known_by_what_hdf5_says(text):
+    assert disk_full(RuntimeError(text)) and not disk_full(RuntimeError("errno = 2, no such file"))
 
 
 def test_other_settings_in_a_folder_in_use_are_refused(command, tmp_path, capsys):
