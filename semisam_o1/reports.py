@@ -88,6 +88,7 @@ def write_report(run_dir: Path, cohort, max_cases: int = 200) -> Path:
     names = ", ".join(case.name for case in cohort.templates)
     parts = [
         f"<h1>Labels from one template: {escape(names)}</h1>",
+        *(f'<p class="warning">{escape(text)}</p>' for text in run.get("warnings", [])),
         f"<p>{INTRODUCTION}</p>",
         _legend(cohort.classes),
         "<h2>Template</h2>",
@@ -131,6 +132,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 .cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(510px, 100%), 1fr)); gap: 1em }
 figure { margin: 0 } figure img { max-width: 100%; display: block } figcaption b { overflow-wrap: anywhere }
 .swatch { display: inline-block; width: 1.6em; height: .35em; margin: 0 .3em .2em 0; background: #000 }
+.warning { border-left: .3em solid #c00; padding: .4em .8em; background: #fee }
 .legend span { margin-right: 1.2em; white-space: nowrap } summary { cursor: pointer; margin: .6em 0 }
 """
 

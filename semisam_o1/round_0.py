@@ -29,7 +29,7 @@ from semisam_o1.propagation import Propagated, Reference, copy
 from semisam_o1.quality import Quality, WayBack, back_propagate, judge
 from semisam_o1.refinement import entropy
 from semisam_o1.transforms import Grid, label_chain, to_grid
-from semisam_o1.types import Case, Probabilities
+from semisam_o1.types import Case, Probabilities, UserError
 
 log = logging.getLogger("semisam_o1")
 CANDIDATES = 100  # scans that are compared with a scan in search of its atlases, the nearest by global descriptor
@@ -149,6 +149,11 @@ def first_pass_engine(
     """
     templates = templates_of(store, cohort)
     references = [reference for _, reference in templates]
+    if not published and not any(reference.label.argmax(0).any() for reference in references):
+        raise UserError(
+            f"template {cohort.templates[0].name}: no class fills a token of {templates[0][0].step_mm:.3g} mm, and "
+            "nothing can be carried over: take a smaller feature_spacing or feature_step, or another encoder."
+        )
     basis = principal(references[0].tokens, CHANNELS)
     folder, stored = Path(output_dir), store.frame("stored")
     drafts = WorkFiles(folder, "first")

@@ -39,6 +39,7 @@ from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
 ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
+WORSE = 0.02  # of mean predicted Dice: ten times what trainings that helped moved it by
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
@@ -265,8 +266,22 @@ class Job:
         worth = {number: self._worth(number) for number in range(1, self.rounds + 1)}
         return max(n for n in worth if worth[n] >= max(worth.values()) - self._get("worth_tolerance"))
 
+    def _doubts(self) -> list[str]:
+        """What whoever takes the final labels must know first."""
+        judged = all((self.output / f"round_{number}" / "quality.csv").exists() for number in (0, self.best))
+        worth = {number: self._worth(number) for number in (0, self.best)}
+        if not judged or worth[self.best] >= worth[0] - WORSE:
+            return []
+        return [
+            f"The final labels, of round {self.best}, are judged to be worse than those of round 0 (mean predicted "
+            f"Dice {worth[self.best]:.3f}, {worth[0]:.3f} in round 0): the training was too short or failed. Take "
+            f"{self.output / 'round_0' / 'labels'}, or train longer (max_iterations)."
+        ]
+
     def finish(self) -> None:
         """Final labels, figures, the list for review, the trained bundle, the report."""
+        for doubt in self._doubts():
+            log.warning(doubt)
         with self._stage("evaluation"):
             self._hand_out()
             self._write_review()
@@ -406,6 +421,7 @@ class Job:
                 "seed": self.seed,
                 "template": [case.name for case in self.cohort.templates],
                 "classes": self.cohort.classes,
+                "warnings": self._doubts(),
                 "set_aside": self.set_aside,
                 "rounds": self.rounds,
                 "best_round": self.best,

@@ -23,7 +23,7 @@ from semisam_o1.quality import Quality
 from semisam_o1.refinement import mean_dice
 from semisam_o1.resume import held
 from semisam_o1.round_0 import QualityList
-from semisam_o1.rounds import training_items
+from semisam_o1.rounds import Job, training_items
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -249,7 +249,7 @@ def sam_weights(tmp_path_factory) -> Path:
 
 
 def test_sam_med3d_encoder(phantom_dir, tmp_path, sam_weights):
-    extra = small(pretrained_ckpt=str(sam_weights))
+    extra = small(pretrained_ckpt=str(sam_weights), feature_spacing=0.4)  # at 1.5 mm no organ fills a token
     assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), "--encoder", "sam_med3d", *extra]) == 0
 
 
@@ -366,6 +366,17 @@ def test_voxel_refinement_leaves_what_is_sure(phantom_dir, tmp_path):
         changed += moved.sum()
         assert (doubt[name][moved] >= 0.89 * np.log(3)).all()
     assert changed
+
+
+@pytest.mark.parametrize(("worth", "warned"), [(0.77, True), (0.79, False)])
+def test_labels_judged_worse_than_round_0_are_not_handed_out_without_a_word(run, tmp_path, worth, warned):
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    for folder, value in (("round_0", 0.8), ("round_2", worth)):
+        quality = QualityList(copied / folder / "quality.csv")
+        quality.write({name: found._replace(predicted_dice=value) for name, found in quality.read().items()})
+    Job(json.loads((run / "run.json").read_text())["config"] | {"output_dir": str(copied)}).finish()
+    assert ("judged to be worse" in (copied / "report.html").read_text()) == warned
+    assert len(json.loads((copied / "run.json").read_text())["warnings"]) == warned
 
 
 def test_a_refinement_that_was_switched_off_stays_off(phantom_dir, tmp_path):

@@ -12,9 +12,10 @@ from semisam_o1.encoders import mind
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0 import second_pass_engine, templates_of, write_results
+from semisam_o1.propagation import copy
+from semisam_o1.round_0 import first_pass_engine, second_pass_engine, templates_of, write_results
 from semisam_o1.transforms import Grid, read_volume
-from semisam_o1.types import Case
+from semisam_o1.types import Case, UserError
 
 SIDES = (12, 11, 10)
 
@@ -93,6 +94,10 @@ def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
     cohort = SimpleNamespace(templates=[case], num_classes=3, hdf5_spacing=None, classes=classes)
     templates_of(store, cohort)
     assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
+    label[label == 1] = 0
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
+    with pytest.raises(UserError, match="no class fills a token of 8 mm"):
+        first_pass_engine(store, cohort, copy, tmp_path)
 
 
 @pytest.mark.parametrize("published", [True, False])
