@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import encoder, perturbed, propagation, quality, rounds, store, suggested
+from benchmarks import encoder, neighbours, perturbed, propagation, quality, rounds, store, suggested
 
-MODULES = (propagation, quality, perturbed, suggested, rounds, encoder, store)
+MODULES = (propagation, quality, perturbed, suggested, rounds, encoder, store, neighbours)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

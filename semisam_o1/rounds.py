@@ -22,24 +22,22 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 import semisam_o1
+from semisam_o1 import settling
 from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.files import write_json, write_text
 from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
-from semisam_o1.refinement import mean_dice
 from semisam_o1.refining import switched_off
 from semisam_o1.reports import write_report
 from semisam_o1.resume import Journal, held
 from semisam_o1.round_0 import QualityList
 from semisam_o1.stopwatch import Stopwatch
 from semisam_o1.trained import write_bundle
-from semisam_o1.transforms import read_volume
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
 ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
-WORSE = 0.02  # of mean predicted Dice: ten times what trainings that helped moved it by
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
@@ -196,7 +194,7 @@ class Job:
         """What the labels of round ``number`` are worth, without truth; see `quality`."""
         if self._get("quality_estimate"):
             with self._stage(f"round {number}: quality", number):
-                labels = self._labels_dir(number)
+                labels = settling.labels_dir(self._folder(number))
                 self._over_cases("propagation#quality", number, {"judged_dir": str(labels)})
 
     def _over_cases(self, id: str, number: int | None = None, changed: dict | None = None) -> dict[str, str]:
@@ -209,14 +207,9 @@ class Job:
         engine.run(cases, max_epochs=1, epoch_length=len(cases))
         return engine.state.failed
 
-    def _labels_dir(self, number: int) -> Path:
-        """Where the labels are that a round ends with."""
-        folder = self.output / f"round_{number}"
-        return folder / "labels" if (folder / "labels").is_dir() else folder / "predictions"
-
     def train(self, number: int) -> None:
         """One round's training, from its beginning."""
-        (self.output / f"round_{number}" / "training.pt").unlink(missing_ok=True)  # of other settings, perhaps
+        (self._folder(number) / "training.pt").unlink(missing_ok=True)  # of other settings, perhaps
         self._train(number)
 
     def _train(self, number: int) -> None:
@@ -234,7 +227,7 @@ class Job:
 
     def refine(self, number: int) -> None:
         with self._stage(f"round {number}: refinement", number):
-            off = any(switched_off(self.output / f"round_{earlier}") for earlier in range(1, number))
+            off = any(switched_off(self._folder(earlier)) for earlier in range(1, number))
             if off:
                 log.info("refinement stays switched off")
             engine = self._get("refinement#engine", number, {"refinement#propose": "$refining.no_votes"} if off else {})
@@ -242,45 +235,23 @@ class Job:
             engine.run(cases, max_epochs=1, epoch_length=len(cases))
             log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
 
-    def _worth(self, number: int) -> float:
-        """The mean predicted Dice of the labels of round ``number``."""
-        quality = QualityList(self.output / f"round_{number}" / "quality.csv").read()
-        return sum(found.predicted_dice for found in quality.values()) / max(len(quality), 1)
-
-    def _change(self, number: int) -> float:
-        """1 - the mean Dice between the pool's labels of round ``number`` and those of the round before."""
-        before, after = (self._labels_dir(n) for n in (number - 1, number))
-        names = [case.name for case in self.cohort.pool if (before / f"{case.name}.nii.gz").exists()]
-        pairs = ([read_volume(d / f"{name}.nii.gz").as_tensor()[0] for d in (before, after)] for name in names)
-        return 1 - sum(mean_dice(*pair, self.cohort.num_classes) for pair in pairs) / len(names)
-
     def _settled(self, number: int) -> bool:
         """Whether another round is not worth its time: what still changes is noise, or labels are getting worse."""
-        change, worth = self._change(number), self._worth(number)
-        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, worth)
-        noise = number > 1 and change >= self._change(number - 1)
-        return change < self._get("least_change") or noise or self._best_round() != number
+        names, classes = [case.name for case in self.cohort.pool], self.cohort.num_classes
+        compared = [(self._folder(n - 1), self._folder(n)) for n in (number - 1, number) if n]
+        changes = [settling.change(*folders, names, classes) for folders in compared]
+        worth = settling.worth(self._folder(number))
+        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, changes[-1], worth)
+        noise = number > 1 and changes[-1] >= changes[0]
+        return changes[-1] < self._get("least_change") or noise or self._best_round() != number
 
     def _best_round(self) -> int:
-        """The last whose labels are predicted to be as good as any round's, within what can be told without truth."""
-        worth = {number: self._worth(number) for number in range(1, self.rounds + 1)}
-        return max(n for n in worth if worth[n] >= max(worth.values()) - self._get("worth_tolerance"))
-
-    def _doubts(self) -> list[str]:
-        """What whoever takes the final labels must know first."""
-        judged = all((self.output / f"round_{number}" / "quality.csv").exists() for number in (0, self.best))
-        worth = {number: self._worth(number) for number in (0, self.best)}
-        if not judged or worth[self.best] >= worth[0] - WORSE:
-            return []
-        return [
-            f"The final labels, of round {self.best}, are judged to be worse than those of round 0 (mean predicted "
-            f"Dice {worth[self.best]:.3f}, {worth[0]:.3f} in round 0): the training was too short or failed. Take "
-            f"{self.output / 'round_0' / 'labels'}, or train longer (max_iterations)."
-        ]
+        worth = {number: settling.worth(self._folder(number)) for number in range(1, self.rounds + 1)}
+        return settling.best_round(worth, self._get("worth_tolerance"))
 
     def finish(self) -> None:
         """Final labels, figures, the list for review, the trained bundle, the report."""
-        for doubt in self._doubts():
+        for doubt in settling.doubts(self.output, self.best):
             log.warning(doubt)
         with self._stage("evaluation"):
             self._hand_out()
@@ -302,7 +273,7 @@ class Job:
         for split in splits:
             cases = self.cohort.split(split)
             for number in range(self.rounds + 1):
-                folder = self.output / f"round_{number}"
+                folder = self._folder(number)
                 stages = {"copied": folder / "copied", "propagated": folder / "labels"}
                 if number:
                     stages = {"predicted": folder / "predictions", "refined": folder / "labels"}
@@ -327,6 +298,9 @@ class Job:
         return found
 
     # How.
+
+    def _folder(self, number: int) -> Path:
+        return self.output / f"round_{number}"
 
     def _get(self, id: str, number: int | None = None, changed: dict | None = None):
         """The resolved ``id`` of a config of its own, with ``round`` set and other ids ``changed``."""
@@ -391,7 +365,7 @@ class Job:
             self.journal.add(name)
 
     def _hand_out(self) -> None:
-        source = self._labels_dir(self.best)
+        source = settling.labels_dir(self._folder(self.best))
         target = self.output / "pseudo_labels"
         target.mkdir(exist_ok=True)
         for case in self.cohort.split(self._get("split")):
@@ -401,7 +375,7 @@ class Job:
 
     def _write_review(self) -> None:
         """The cases to look at, those first that are trusted least."""
-        last = self.output / f"round_{self.best}"
+        last = self._folder(self.best)
         uncertainty, quality = (
             UncertaintyList(last / "uncertainty.csv").read(),
             QualityList(last / "quality.csv").read(),
@@ -421,7 +395,7 @@ class Job:
                 "seed": self.seed,
                 "template": [case.name for case in self.cohort.templates],
                 "classes": self.cohort.classes,
-                "warnings": self._doubts(),
+                "warnings": settling.doubts(self.output, self.best),
                 "set_aside": self.set_aside,
                 "rounds": self.rounds,
                 "best_round": self.best,

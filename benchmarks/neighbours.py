@@ -1,0 +1,70 @@
+"""What does the search in cells (IVF) miss, and what does it save, beside the exact search?
+
+    python -m benchmarks neighbours [FEATURES] [--places 1200000]
+
+FEATURES: the folder ``features`` of a run, whose tokens are searched; made-up ones where unsaid.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import faiss
+import h5py
+import numpy as np
+
+from semisam_o1.neighbours import nearest
+
+QUERIES, K = 1000, 15
+CELLS, PROBED = 1024, (1, 4, 8, 16, 32)  # refining.VoxelVotes takes 1024 and 32
+
+
+def options(parser) -> None:
+    parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
+    parser.add_argument("--places", type=int, default=1_200_000)
+
+
+def stored(folder: Path, places: int) -> np.ndarray:
+    """Up to ``places`` tokens (n, C) of the scans in a feature store, as many of each."""
+    files = sorted(folder.glob("*.h5"))
+    draw, found = np.random.default_rng(0), []
+    for path in files:
+        with h5py.File(path, "r") as file:
+            tokens = file["tokens"][()].reshape(len(file["tokens"]), -1).T
+        found.append(tokens[draw.permutation(len(tokens))[: -(-places // len(files))]].astype(np.float32))
+    return np.concatenate(found)[:places]
+
+
+def made_up(places: int) -> np.ndarray:
+    """Vectors (n, 32) on a curved sheet of six dimensions, noise on it, as tokens of like scans lie."""
+    draw = np.random.default_rng(0)
+    sheet = np.sin(draw.standard_normal((places, 6)) @ draw.standard_normal((6, 32)))
+    return (sheet + 0.05 * draw.standard_normal(sheet.shape)).astype(np.float32)
+
+
+def run(options) -> None:
+    vectors = stored(options.features, options.places) if options.features else made_up(options.places)
+    vectors = vectors[np.random.default_rng(1).permutation(len(vectors))]
+    queries, places = vectors[:QUERIES], vectors[QUERIES:]
+    print(f"\n{QUERIES} queries of {places.shape[1]} numbers, {len(places)} places, the {K} nearest")
+    print(f"{'':24}{'recall':>8}{'of it the first':>17}{'seconds, index made anew':>26}")
+    began = time.perf_counter()
+    _, exact = nearest(places, queries, K)
+    print(f"{'exact':24}{1:8.3f}{1:17.3f}{time.perf_counter() - began:26.1f}", flush=True)
+    for probed in PROBED:
+        began = time.perf_counter()
+        _, found = nearest(places, queries, K, cells=min(CELLS, len(places) // 51), probed=probed)
+        took = time.perf_counter() - began
+        recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found)])
+        first = np.mean(exact[:, 0] == found[:, 0])
+        print(f"{f'IVF, {probed} of {CELLS} cells':24}{recall:8.3f}{first:17.3f}{took:26.1f}", flush=True)
+    began = time.perf_counter()
+    graph = faiss.IndexHNSWFlat(places.shape[1], 16)
+    graph.add(places)
+    _, found = graph.search(queries, K)
+    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found)])
+    took = time.perf_counter() - began
+    print(
+        f"{'rival: HNSW, 16 links':24}{recall:8.3f}{np.mean(exact[:, 0] == found[:, 0]):17.3f}{took:26.1f}", flush=True
+    )
