@@ -34,6 +34,7 @@ LAYERS = (
         "refining",
         "resume",
         "round_0",
+        "settling",
         "stopwatch",
         "trained",
         "transforms",
