@@ -87,11 +87,16 @@ def check_case(
 
 
 def find_problems(
-    cases: Iterable[Case], hdf5_key: str = "image", hdf5_spacing=None, num_classes: int | None = None
+    cases: Iterable[Case],
+    hdf5_key: str = "image",
+    hdf5_spacing=None,
+    num_classes: int | None = None,
+    binary_label: bool = False,
 ) -> Findings:
     """`check_case` for every case, templates first, since they say which classes the others may hold.
 
-    Classes are those of all templates together, or any below ``num_classes`` where that is said.
+    Classes are those of all templates together, or any below ``num_classes`` where that is said; where all are
+    merged (``binary_label``) it does not matter which a label holds.
     """
     cases = list(cases)
     templates = [case for case in cases if case.split == "template"]
@@ -101,8 +106,9 @@ def find_problems(
         found, classes = _look_into(case, hdf5_key, hdf5_spacing, None)
         problems += found
         held |= classes
+    held = {min(number, 1) for number in held} if binary_label else held
     problems += _class_problems(held, num_classes)
-    allowed = (held | set(range(num_classes or 0))) if len(held) > 1 else None
+    allowed = (held | set(range(num_classes or 0))) if len(held) > 1 and not binary_label else None
     for case in cases:
         if case.split != "template":
             problems += _look_into(case, hdf5_key, hdf5_spacing, allowed)[0]

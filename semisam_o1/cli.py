@@ -245,7 +245,7 @@ def _validate(options) -> None:
 
     workflow = _workflow(config_files(options), "training", overrides(options))
     parse = workflow.parser.get_parsed_content
-    names = ("dataset_dir", "template", "labeled_num", "num_classes", "image_key", "spacing")
+    names = ("dataset_dir", "template", "labeled_num", "num_classes", "binary_label", "image_key", "spacing")
     logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
     cohort = open_cohort(**{name: parse(name) for name in names})
     workflow.parser["cohort"] = cohort  # checked once

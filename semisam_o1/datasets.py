@@ -90,6 +90,7 @@ def open_cohort(
     spacing: float | Sequence[float] | None = None,
     check: bool = True,
     need_pool: bool = True,
+    binary_label: bool = False,
 ) -> Cohort:
     """Find the cases of a data set, and everything that is wrong with it, in one pass.
 
@@ -107,6 +108,7 @@ def open_cohort(
         check: look into the voxels of all cases, and set aside those that cannot be used; else of the
             templates alone.
         need_pool: whether an empty pool stops the run.
+        binary_label: merge all foreground classes: there are two then, whatever labels hold.
 
     Raises:
         DatasetError: lists or templates cannot be used, or no pool is left; the message is the table of all
@@ -123,10 +125,12 @@ def open_cohort(
 
     cases = [case for name, split in parts.items() if (case := _case(name, split, images, labels, problems))]
     looked_into = cases if check else [case for case in cases if case.split == "template"]
-    findings = find_problems(looked_into, image_key, spacing, num_classes)
+    num_classes = 2 if binary_label else num_classes
+    findings = find_problems(looked_into, image_key, spacing, num_classes, binary_label)
     problems += findings.problems
     num_classes = num_classes or max(findings.classes, default=0) + 1
-    classes = _class_names(root / "classes.json", num_classes, problems)
+    named = {0: "background", 1: "foreground"}
+    classes = named if binary_label else _class_names(root / "classes.json", num_classes, problems)
 
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
     unused = {problem.case for problem in problems if problem.severity == LABEL_NOT_USED}

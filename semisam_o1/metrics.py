@@ -171,6 +171,7 @@ def _evaluate_case(case: Case, path: Path, cohort, definition: str) -> list[dict
             raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
         arrays.append(whole)
     spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
+    arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merged, where classes are
     return score(*arrays, spacing, cohort.num_classes, definition)
 
 

@@ -80,7 +80,8 @@ class VolumeVotes:
 
     def _label_of(self, case: Case) -> torch.Tensor:
         path = case.label if case in self.cohort.templates else self.folder / "predictions" / f"{case.name}.nii.gz"
-        return read_volume(path, "label", self.cohort.hdf5_spacing).as_tensor()[0]
+        label = read_volume(path, "label", self.cohort.hdf5_spacing).as_tensor()[0]
+        return label.clamp(max=self.cohort.num_classes - 1)
 
 
 class VoxelVotes:

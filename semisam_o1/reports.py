@@ -243,7 +243,7 @@ def _figure(case: Case, label: Path | None, cohort, note: str, is_template: bool
         paths = [label] + ([case.label] if case.label is not None and not is_template else [])
         arrays = [np.asarray(image[0])] + [np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths]
         (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
-        masks = [mask.astype(np.int32) for mask in masks] + [None]
+        masks = [mask.astype(np.int32).clip(max=cohort.num_classes - 1) for mask in masks] + [None]
         known = not str(case.image).lower().endswith(HDF5_SUFFIXES)  # HDF5 does not say how its axes run
         png = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
     except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad file must not cost the page

@@ -43,7 +43,7 @@ FREE = (
 STALE_FROM = (
     (("feature", "encoder", "intensities", "image_key", "spacing", "store", "frame", "data", "cohort"), "features"),
     (("template", "labeled_num", "split"), "features"),  # of other scans; those that are fresh are kept
-    (("num_classes", "propagation", "second_pass", "published", "seed"), "propagation"),
+    (("num_classes", "binary_label", "propagation", "second_pass", "published", "seed"), "propagation"),
     (("view", "overlap", "one_piece"), "round_1/prediction"),
     (("refine", "guard", "least_gain", "unsure", "knn_k", "uncertainty_quantile"), "round_1/refinement"),
 )

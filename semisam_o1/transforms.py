@@ -184,9 +184,13 @@ def image_chain(
 
 
 def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_spacing=None) -> Compose:
-    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1."""
+    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
+
+    Classes beyond the last count as the last, which merges all foreground where there are two.
+    """
     load = LoadScand(Keys.LABEL, dataset="label", spacing=hdf5_spacing)
-    return Compose([load, AsDiscreted(Keys.LABEL, to_onehot=num_classes), *_resampling(Keys.LABEL, spacing)])
+    merge = Lambdad(Keys.LABEL, lambda label: label.clamp(max=num_classes - 1))
+    return Compose([load, merge, AsDiscreted(Keys.LABEL, to_onehot=num_classes), *_resampling(Keys.LABEL, spacing)])
 
 
 def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = "world") -> list:
@@ -269,6 +273,7 @@ def keep_largest(label: Volume, classes: Sequence[int]) -> Volume:
 def one_piece_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
     """The foreground classes that are one piece in each of ``labels`` (1, H, W, D) that has them; one must."""
     found = []
+    labels = [label.clamp(max=num_classes - 1) for label in labels]
     for number in range(1, num_classes):
         there = [label for label in labels if (label == number).any()]
         shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in there]

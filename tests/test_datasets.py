@@ -172,6 +172,15 @@ def test_classes_are_those_of_all_templates_or_more(tmp_path):
     assert open_cohort(tmp_path, num_classes=5).classes[4] == "class 4"
 
 
+def test_merged_classes_are_one_whatever_labels_hold(tmp_path):
+    study(tmp_path, "tab", "tab", train="t\na\nb")
+    write_nifti(tmp_path / "labels" / "a.nii.gz", organ(7))
+    cohort = open_cohort(tmp_path, binary_label=True)
+    assert cohort.classes == {0: "background", 1: "foreground"} and cohort.num_classes == 2
+    assert [case.label is not None for case in cohort.pool] == [True, True]
+    assert [case.label is not None for case in open_cohort(tmp_path).pool] == [False, True]
+
+
 @pytest.mark.parametrize(
     "said, expected",
     [

@@ -429,3 +429,16 @@ def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):
     with held(copied):
         refused = bundle("stage#prediction", CONFIGS / "train.json", **ids)
     assert refused.returncode and "is being worked on by process" in refused.stderr
+
+
+def test_binary_label_merges_all_foreground_classes(phantom_dir, tmp_path):
+    extra = small(binary_label=True, num_rounds=1, refine_last=True, guard=False)
+    assert main(["run", str(phantom_dir), "--output", str(tmp_path), "--refinement", "volume", *extra]) == 0
+    for stage in ("round_0/labels", "round_0/copied", "round_1/predictions", "round_1/labels", "pseudo_labels"):
+        assert {number for label in labels(tmp_path / stage).values() for number in np.unique(label)} <= {0, 1}
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert {row["class"] for row in rows} == {"1", "mean"}
+    copied, truth = labels(tmp_path / "round_0" / "copied"), labels(phantom_dir / "labels")
+    for row in (row for row in rows if row["stage"] == "copied" and row["class"] == "1"):
+        one, other = (torch.tensor(found[f"{row['case']}.nii.gz"] > 0) for found in (copied, truth))
+        assert float(row["dice"]) == pytest.approx(mean_dice(one, other, 2), abs=1e-4)
