@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _shared(run)
     run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
     run.add_argument("--refinement", choices=_names("refinements"), help="of labels between rounds (voxel)")
-    text = "rounds of training (3); auto: until the labels settle, and the best round's are handed out"
+    text = "rounds of training (6; presets standard, paper: 3); auto: until the labels settle, and the best round's are handed out"
     run.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
     run.set_defaults(action=_run, run_id="training")
 

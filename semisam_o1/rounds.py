@@ -236,14 +236,11 @@ class Job:
             log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
 
     def _settled(self, number: int) -> bool:
-        """Whether another round is not worth its time: what still changes is noise, or labels are getting worse."""
-        names, classes = [case.name for case in self.cohort.pool], self.cohort.num_classes
-        compared = [(self._folder(n - 1), self._folder(n)) for n in (number - 1, number) if n]
-        changes = [settling.change(*folders, names, classes) for folders in compared]
-        worth = settling.worth(self._folder(number))
-        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, changes[-1], worth)
-        noise = number > 1 and changes[-1] >= changes[0]
-        return changes[-1] < self._get("least_change") or noise or self._best_round() != number
+        """Whether another round is not worth its time: labels hardly change, or are getting worse."""
+        names, folders = [case.name for case in self.cohort.pool], [self._folder(n) for n in (number - 1, number)]
+        change, worth = settling.change(*folders, names, self.cohort.num_classes), settling.worth(folders[1])
+        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, worth)
+        return change < self._get("least_change") or self._best_round() != number
 
     def _best_round(self) -> int:
         worth = {number: settling.worth(self._folder(number)) for number in range(1, self.rounds + 1)}

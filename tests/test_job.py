@@ -391,8 +391,9 @@ def test_a_refinement_that_was_switched_off_stays_off(phantom_dir, tmp_path):
     assert all((predicted[name] == kept[name]).all() for name in kept)
 
 
-def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, tmp_path):
-    extra = small(num_rounds="auto", most_rounds=3, least_change=0)
+@pytest.mark.parametrize("least", [0, 0.3, 1])
+def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, tmp_path, least):
+    extra = small(num_rounds="auto", most_rounds=3, least_change=least)
     assert main(["run", str(phantom_dir), "--output", str(tmp_path), *extra]) == 0
     folders = [tmp_path / "round_0", *sorted(tmp_path.glob("round_[1-9]"))]
     found = [labels(folder / "labels") for folder in folders]
@@ -406,8 +407,9 @@ def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, tmp_path):
         rows = list(csv.DictReader((folder / "quality.csv").open()))
         worth.append(sum(float(row["predicted_dice"]) for row in rows) / len(rows))
     rounds = len(changes)
-    ends = [(n > 0 and changes[n] >= changes[n - 1]) or worth[n] < max(worth[: n + 1]) - 0.005 for n in range(rounds)]
+    ends = [changes[n] < least or worth[n] < max(worth[: n + 1]) - 0.005 for n in range(rounds)]
     assert not any(ends[:-1]) and (ends[-1] or rounds == 3)
+    assert rounds == 1 or least < 1
     best = max(n + 1 for n in range(rounds) if worth[n] >= max(worth) - 0.005)
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["rounds"], record["best_round"]) == (rounds, best)
