@@ -294,14 +294,16 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     """Roughly what a run takes, from the scans' sizes: seconds a stage on two CPU cores, bytes on disk.
 
     Args:
-        settings: ``max_iterations`` (a round) and ``num_rounds``, none where unsaid; ``batch_voxels``, those a
-            step of training sees; ``feature_voxels``, the working voxels of the median scan.
+        settings: ``max_iterations`` (a round) and ``num_rounds``, none where unsaid; ``longer_start``, how many times
+            as long the first round is; ``batch_voxels``, those a step of training sees; ``feature_voxels``, the
+            working voxels of the median scan.
 
     Returns:
         ``features``, ``propagation``, ``training``, ``prediction`` and their sum ``seconds``;
         ``feature_bytes``, ``label_bytes``, ``model_bytes`` and their sum ``bytes``.
     """
-    rounds, iterations = int(settings.get("num_rounds", 0)), int(settings.get("max_iterations", 0))
+    rounds = int(settings.get("num_rounds", 0))
+    iterations = int(settings.get("max_iterations", 0)) * (rounds - 1 + settings.get("longer_start", 1)) * bool(rounds)
     grids = {case.name: cohort.grid(case) for case in cohort.cases}
     spacing = choose_spacing(list(grids.values()), int(settings.get("feature_voxels", REFERENCE_VOXELS)))
     working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
@@ -311,7 +313,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     seconds = {
         "features": SECONDS_PER_CASE_FEATURES * sum(working.values()) / REFERENCE_VOXELS,
         "propagation": SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool),
-        "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations * rounds,
+        "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations,
         "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
     }
     stored = sum(float(np.prod(grids[name].shape)) for name in pool)

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _shared(run)
     run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
     run.add_argument("--refinement", choices=_names("refinements"), help="of labels between rounds (voxel)")
-    text = "rounds of training (6; presets standard, paper: 3); auto: until the labels settle, and the best round's are handed out"
+    text = "rounds of training (6; standard, paper: 3); auto: until labels settle, and the best round's are handed out"
     run.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
     run.set_defaults(action=_run, run_id="training")
 
@@ -249,7 +249,7 @@ def _validate(options) -> None:
     logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
     cohort = open_cohort(**{name: parse(name) for name in names})
     workflow.parser["cohort"] = cohort  # checked once
-    settings = {name: parse(name) for name in ("max_iterations", "num_rounds", "feature_voxels")}
+    settings = {name: parse(name) for name in ("max_iterations", "longer_start", "num_rounds", "feature_voxels")}
     if settings["num_rounds"] == "auto":
         settings["num_rounds"] = parse("most_rounds")
     batch = math.prod(parse("patch_size")) * (parse("labelled_batch") + parse("pool_batch"))

@@ -409,6 +409,8 @@ def test_estimate_grows_with_rounds_and_iterations(phantom_dir):
     nothing = estimate(cohort, {"num_rounds": 0, "max_iterations": 100})
     one, two = (estimate(cohort, {"num_rounds": n, "max_iterations": 100}) for n in (1, 2))
     assert nothing["training"] == nothing["prediction"] == nothing["model_bytes"] == 0 < nothing["features"]
+    long = estimate(cohort, {"num_rounds": 2, "max_iterations": 100, "longer_start": 3})
+    assert long["training"] == pytest.approx(4 * one["training"], abs=0.3)
     assert two["training"] == 2 * one["training"] > 0 and two["bytes"] > one["bytes"] > nothing["bytes"]
     for result in (nothing, one, two):
         stages = sum(result[stage] for stage in ("features", "propagation", "training", "prediction"))

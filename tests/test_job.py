@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 import semisam_o1
 from semisam_o1.cli import main
@@ -431,6 +432,17 @@ def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):
     with held(copied):
         refused = bundle("stage#prediction", CONFIGS / "train.json", **ids)
     assert refused.returncode and "is being worked on by process" in refused.stderr
+
+
+@pytest.mark.parametrize("warm, expected", [(True, [12, 4, 4]), (False, [12, 12, 12])])
+def test_rounds_that_begin_from_nothing_are_longer(run, tmp_path, warm, expected):
+    config = json.loads((run / "run.json").read_text())["config"]
+    config |= {"output_dir": str(tmp_path), "warm_start": warm, "longer_start": 3}
+    parser = ConfigParser(config)
+    for number, steps in enumerate(expected, 1):
+        parser["round"] = number
+        assert parser.get_parsed_content("iterations") == steps
+        assert parser.get_parsed_content("train#trainer#max_epochs") * 2 == steps
 
 
 def test_binary_label_merges_all_foreground_classes(phantom_dir, tmp_path):
