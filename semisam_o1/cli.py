@@ -180,6 +180,10 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
             close = difflib.get_close_matches(name, workflow.parser.get())
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
             raise DatasetError(f"The config has no id '{name}': {hint}")
+        above, _, last = name.rpartition("#")
+        group = workflow.parser.get(above) if above else None
+        if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
+            raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
         number = isinstance(old := workflow.parser.get(name), (int, float)) or str(old).startswith("$@chosen(")
         if number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
             raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")

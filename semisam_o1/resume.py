@@ -31,6 +31,7 @@ FREE = (
     "most_rounds",
     "least_change",
     "worth_tolerance",
+    "checkpoint_seconds",
     "restart_from",
     "threads",
     "device",

@@ -38,6 +38,7 @@ from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
 ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
+COUNTS = ("max_iterations", "iterations", "iterations_per_epoch", "most_rounds")  # settings that are counts
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
@@ -53,6 +54,8 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
         raise DatasetError(f"device {device}: expected cpu, cuda or cuda:0, cuda:1, ...") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise DatasetError(f"threads is {threads}: expected a whole number from 1 on, or nothing for all.")
     if threads:
         torch.set_num_threads(int(threads))
         faiss.omp_set_num_threads(int(threads))
@@ -117,6 +120,8 @@ class Job:
         self._all_steps()
 
     def _all_steps(self) -> None:
+        if self.auto or self.rounds:
+            self._try_settings()
         with held(self.output):
             self._begin()
             self._step("features", self.features)
@@ -315,6 +320,26 @@ class Job:
         self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
         log.info("%s: %.0f s, peak %.0f MiB", name, seconds, peak_mib)
         self._write_run_json()
+
+    def _try_settings(self) -> None:
+        """Build once what needs no labels: a setting that cannot be is to end the run before its long work."""
+        for name in COUNTS:
+            if not isinstance(value := self._get(name, 1), int) or value < 1:
+                raise DatasetError(f"{name} is {value}: expected a whole number from 1 on.")
+        steps, logged = self._get("iterations", 1), self._get("iterations_per_epoch", 1)
+        if steps % logged:
+            raise DatasetError(f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations.")
+        sides = self._get("patch_size")
+        if not isinstance(sides, (list, tuple)) or len(sides) != 3 or not all(isinstance(n, int) for n in sides):
+            raise DatasetError(f"patch_size is {sides}: expected three whole numbers, voxels along R, A and S.")
+        for id in ("train#optimizer", "train#augmentation", "inferer"):
+            try:
+                self._get(id, 1)
+            except Exception as error:  # noqa: BLE001 - whatever a component raises at a bad argument
+                cause = error
+                while cause.__cause__ or cause.__context__:
+                    cause = cause.__cause__ or cause.__context__
+                raise DatasetError(f"'{id}' cannot be built with these settings: {cause}") from error
 
     def _begin(self) -> None:
         """Go on where an earlier start with the same settings and data ended; else from the beginning.

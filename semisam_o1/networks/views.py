@@ -27,6 +27,8 @@ class Views(Inferer):
 
     def __init__(self, inferer: Inferer, turn: float = 0.0, flips: Sequence[int] = ()):
         super().__init__()
+        if not set(flips) <= {0, 1, 2}:
+            raise ValueError(f"flips {list(flips)}: expected axes of 0, 1 and 2")
         self.inferer = inferer
         angles = [[sign * turn * (axis == own) for own in range(3)] for axis in range(3) for sign in (1, -1) if turn]
         self.views = [(turned(angle), turned([-a for a in angle])) for angle in angles]
