@@ -326,9 +326,11 @@ class Job:
         for name in COUNTS:
             if not isinstance(value := self._get(name, 1), int) or value < 1:
                 raise DatasetError(f"{name} is {value}: expected a whole number from 1 on.")
-        steps, logged = self._get("iterations", 1), self._get("iterations_per_epoch", 1)
-        if steps % logged:
-            raise DatasetError(f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations.")
+        for number in (1, 2):  # the first may be longer than those that follow
+            steps, logged = (self._get(name, number) for name in ("iterations", "iterations_per_epoch"))
+            if steps % logged:
+                text = f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations."
+                raise DatasetError(text)
         sides = self._get("patch_size")
         if not isinstance(sides, (list, tuple)) or len(sides) != 3 or not all(isinstance(n, int) for n in sides):
             raise DatasetError(f"patch_size is {sides}: expected three whole numbers, voxels along R, A and S.")
