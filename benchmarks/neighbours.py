@@ -8,6 +8,7 @@ FEATURES: the folder ``features`` of a run, whose tokens are searched; made-up o
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import faiss
@@ -49,22 +50,25 @@ def run(options) -> None:
     queries, places = vectors[:QUERIES], vectors[QUERIES:]
     print(f"\n{QUERIES} queries of {places.shape[1]} numbers, {len(places)} places, the {K} nearest")
     print(f"{'':24}{'recall':>8}{'of it the first':>17}{'seconds, index made anew':>26}")
-    began = time.perf_counter()
-    _, exact = nearest(places, queries, K)
-    print(f"{'exact':24}{1:8.3f}{1:17.3f}{time.perf_counter() - began:26.1f}", flush=True)
+    exact = line("exact", lambda: nearest(places, queries, K)[1])
+    cells = min(CELLS, len(places) // 51)
     for probed in PROBED:
-        began = time.perf_counter()
-        _, found = nearest(places, queries, K, cells=min(CELLS, len(places) // 51), probed=probed)
-        took = time.perf_counter() - began
-        recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found)])
-        first = np.mean(exact[:, 0] == found[:, 0])
-        print(f"{f'IVF, {probed} of {CELLS} cells':24}{recall:8.3f}{first:17.3f}{took:26.1f}", flush=True)
-    began = time.perf_counter()
+        line(f"IVF, {probed} of {cells} cells", lambda: nearest(places, queries, K, cells, probed)[1], exact)
+    line("rival: HNSW, 16 links", lambda: linked(places, queries), exact)
+
+
+def linked(places: np.ndarray, queries: np.ndarray) -> np.ndarray:
     graph = faiss.IndexHNSWFlat(places.shape[1], 16)
     graph.add(places)
-    _, found = graph.search(queries, K)
-    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found)])
+    return graph.search(queries, K)[1]
+
+
+def line(name: str, search: Callable[[], np.ndarray], exact: np.ndarray | None = None) -> np.ndarray:
+    """Prints a row of the table; gives what was found, (queries, K)."""
+    began = time.perf_counter()
+    found = search()
     took = time.perf_counter() - began
-    print(
-        f"{'rival: HNSW, 16 links':24}{recall:8.3f}{np.mean(exact[:, 0] == found[:, 0]):17.3f}{took:26.1f}", flush=True
-    )
+    exact = found if exact is None else exact
+    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact, found)])
+    print(f"{name:24}{recall:8.3f}{np.mean(exact[:, 0] == found[:, 0]):17.3f}{took:26.1f}", flush=True)
+    return found
