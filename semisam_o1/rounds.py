@@ -10,10 +10,8 @@ import copy
 import functools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import faiss
@@ -21,13 +19,11 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-import semisam_o1
-from semisam_o1 import settling
+from semisam_o1 import results, settings, settling
 from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
-from semisam_o1.engine import UncertaintyList
-from semisam_o1.files import write_json, write_text
-from semisam_o1.metrics import evaluate_folder, read_csv, summary_text, write_csv
+from semisam_o1.files import write_json
+from semisam_o1.metrics import read_csv, summary_text, write_csv
 from semisam_o1.refining import switched_off
 from semisam_o1.reports import write_report
 from semisam_o1.resume import Journal, held
@@ -37,9 +33,6 @@ from semisam_o1.trained import write_bundle
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
-COUNTS = ("max_iterations", "iterations", "iterations_per_epoch", "most_rounds")  # settings that are counts
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
 
 
 def set_up(seed: int, threads: int | None, device: str) -> None:
@@ -121,7 +114,7 @@ class Job:
 
     def _all_steps(self) -> None:
         if self.auto or self.rounds:
-            self._try_settings()
+            settings.try_out(self._get)
         with held(self.output):
             self._begin()
             self._step("features", self.features)
@@ -256,8 +249,9 @@ class Job:
         for doubt in settling.doubts(self.output, self.best):
             log.warning(doubt)
         with self._stage("evaluation"):
-            self._hand_out()
-            self._write_review()
+            cases = self.cohort.split(self._get("split"))
+            results.hand_out(self._folder(self.best), self.output / "pseudo_labels", cases)
+            results.write_review(self._folder(self.best), self.output / "review.csv", cases)
             rows = self.evaluate()
             write_csv(rows, self.output / "metrics.csv")
         if self.rounds:
@@ -271,33 +265,12 @@ class Job:
 
     def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
         """Rows of metrics.csv for whatever labels the run folder holds and truth exists for."""
-        definition, rows, known = self._get("metric_definition"), [], {}
-        for split in splits:
-            cases = self.cohort.split(split)
-            for number in range(self.rounds + 1):
-                folder = self._folder(number)
-                stages = {"copied": folder / "copied", "propagated": folder / "labels"}
-                if number:
-                    stages = {"predicted": folder / "predictions", "refined": folder / "labels"}
-                for stage, labels in stages.items():
-                    rows += evaluate_folder(
-                        labels, cases, self.cohort, split=split, round=number, stage=stage,
-                        definition=definition, known=known,
-                    )  # fmt: skip
-        return rows
+        return results.scores(self.output, self.cohort, splits, self.rounds, self._get("metric_definition"))
 
     @functools.cached_property
     def settings(self) -> dict:
-        """Every setting as resolved: top-level ids of the config whose value is a number, a text or a list of them."""
-        parser, found = ConfigParser(copy.deepcopy(self.config)), {}
-        for name, value in self.config.items():
-            if name in ACTIONS or isinstance(value, dict):
-                continue
-            value = parser.get_parsed_content(name)
-            plain = value if isinstance(value, (list, tuple)) else [value]
-            if all(isinstance(part, (int, float, str, bool, type(None))) for part in plain):
-                found[name] = list(value) if isinstance(value, tuple) else value
-        return found
+        """Every setting as resolved."""
+        return settings.resolved(self.config)
 
     # How.
 
@@ -320,28 +293,6 @@ class Job:
         self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
         log.info("%s: %.0f s, peak %.0f MiB", name, seconds, peak_mib)
         self._write_run_json()
-
-    def _try_settings(self) -> None:
-        """Build once what needs no labels: a setting that cannot be is to end the run before its long work."""
-        for name in COUNTS:
-            if not isinstance(value := self._get(name, 1), int) or value < 1:
-                raise DatasetError(f"{name} is {value}: expected a whole number from 1 on.")
-        for number in (1, 2):  # the first may be longer than those that follow
-            steps, logged = (self._get(name, number) for name in ("iterations", "iterations_per_epoch"))
-            if steps % logged:
-                text = f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations."
-                raise DatasetError(text)
-        sides = self._get("patch_size")
-        if not isinstance(sides, (list, tuple)) or len(sides) != 3 or not all(isinstance(n, int) for n in sides):
-            raise DatasetError(f"patch_size is {sides}: expected three whole numbers, voxels along R, A and S.")
-        for id in ("train#optimizer", "train#augmentation", "inferer"):
-            try:
-                self._get(id, 1)
-            except Exception as error:  # noqa: BLE001 - whatever a component raises at a bad argument
-                cause = error
-                while cause.__cause__ or cause.__context__:
-                    cause = cause.__cause__ or cause.__context__
-                raise DatasetError(f"'{id}' cannot be built with these settings: {cause}") from error
 
     def _begin(self) -> None:
         """Go on where an earlier start with the same settings and data ended; else from the beginning.
@@ -388,46 +339,21 @@ class Job:
             work(*arguments)
             self.journal.add(name)
 
-    def _hand_out(self) -> None:
-        source = settling.labels_dir(self._folder(self.best))
-        target = self.output / "pseudo_labels"
-        target.mkdir(exist_ok=True)
-        for case in self.cohort.split(self._get("split")):
-            if (source / f"{case.name}.nii.gz").exists():
-                shutil.copyfile(source / f"{case.name}.nii.gz", target / f".{case.name}.partial")
-                os.replace(target / f".{case.name}.partial", target / f"{case.name}.nii.gz")
-
-    def _write_review(self) -> None:
-        """The cases to look at, those first that are trusted least."""
-        last = self._folder(self.best)
-        uncertainty, quality = (
-            UncertaintyList(last / "uncertainty.csv").read(),
-            QualityList(last / "quality.csv").read(),
-        )
-        names = [case.name for case in self.cohort.split(self._get("split")) if case.name in uncertainty]
-        predicted = {name: quality[name].predicted_dice for name in names if name in quality}
-        names.sort(key=lambda name: (predicted.get(name, 1.0), -uncertainty[name], name))
-        said = {name: f"{predicted[name]:.4f}" if name in predicted else "" for name in names}
-        rows = [f"{name},{uncertainty[name]:.6f},{said[name]}" for name in names]
-        write_text(self.output / "review.csv", "\n".join(["case,uncertainty,predicted_dice", *rows]) + "\n")
-
     def _write_run_json(self) -> None:
-        write_json(
-            self.output / "run.json",
-            {
-                "versions": {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES},
-                "seed": self.seed,
-                "template": [case.name for case in self.cohort.templates],
-                "classes": self.cohort.classes,
-                "warnings": settling.doubts(self.output, self.best),
-                "set_aside": self.set_aside,
-                "rounds": self.rounds,
-                "best_round": self.best,
-                "stages": self.stages,
-                "settings": self.settings,
-                "config": self.source,
-            },
-        )
+        record = {
+            "versions": results.versions(),
+            "seed": self.seed,
+            "template": [case.name for case in self.cohort.templates],
+            "classes": self.cohort.classes,
+            "warnings": settling.doubts(self.output, self.best),
+            "set_aside": self.set_aside,
+            "rounds": self.rounds,
+            "best_round": self.best,
+            "stages": self.stages,
+            "settings": self.settings,
+            "config": self.source,
+        }
+        write_json(self.output / "run.json", record)
 
 
 def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, said: dict | None = None) -> str:
