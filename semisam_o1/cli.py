@@ -11,8 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-# Threads that wait for one another by spinning slow a busy machine many times over; read when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for one another by spinning slow a busy machine many times over, and those that sleep at once a
+# free one: so they spin for a moment. Read when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import semisam_o1  # noqa: E402
 from semisam_o1.types import DatasetError, UserError  # noqa: E402
