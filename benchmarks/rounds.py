@@ -118,4 +118,5 @@ def run(options) -> None:
                 file = output / PLAIN / f"refined_{row.replace(', ', '_').replace(' ', '_')}.json"
                 if not file.exists():
                     write_json(file, refined(output / PLAIN, kind, guard))
-                print(f"{row:20}{figures(json.loads(file.read_text()), 1, 'refined')}", flush=True)
+                found = figures(json.loads(file.read_text()), 1, "refined")
+                print(f"{row:20}{found if found.strip() else '  switched off by the guard'}", flush=True)

@@ -13,6 +13,7 @@ from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
 from semisam_o1.files import write_text
 from semisam_o1.metrics import evaluate_folder
+from semisam_o1.refining import switched_off
 from semisam_o1.round_0 import QualityList
 from semisam_o1.settling import labels_dir
 from semisam_o1.types import Case
@@ -51,7 +52,9 @@ def scores(output: Path, cohort: Cohort, splits: Sequence[str], rounds: int, def
             folder = output / f"round_{number}"
             stages = {"copied": folder / "copied", "propagated": folder / "labels"}
             if number:
-                stages = {"predicted": folder / "predictions", "refined": folder / "labels"}
+                stages = {"predicted": folder / "predictions"}
+                if not any(switched_off(output / f"round_{earlier}") for earlier in range(1, number + 1)):
+                    stages["refined"] = folder / "labels"  # else they are the predictions
             for stage, labels in stages.items():
                 found += evaluate_folder(
                     labels, cases, cohort, split=split, round=number, stage=stage, definition=definition, known=known

@@ -397,6 +397,7 @@ def test_a_refinement_that_was_switched_off_stays_off(phantom_dir, tmp_path):
     assert not records[1]["gains"]
     predicted, kept = (labels(tmp_path / "round_2" / stage) for stage in ("predictions", "labels"))
     assert all((predicted[name] == kept[name]).all() for name in kept)
+    assert "refined" not in (tmp_path / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("least", [0, 0.3, 1])
