@@ -176,7 +176,7 @@ class TrainingState:
         path: of the file.
         objects: name -> anything with ``state_dict`` and ``load_state_dict``.
         sampler: with ``state`` and ``set_state``. transform: the dataset's.
-        seconds: from one file to the next; at most so much work is lost, and one iteration.
+        seconds: from one file to the next; at most so much work is lost, and one iteration or validation.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], sampler, transform, seconds: float = 60.0):
@@ -189,6 +189,7 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self.first_batch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         engine.add_event_handler(Events.COMPLETED, lambda engine: self.path.unlink(missing_ok=True))
 
     def resume(self, engine: Engine) -> int:
@@ -223,6 +224,16 @@ class TrainingState:
         self.sampler.set_state(states["sampler"])
 
     def iteration_completed(self, engine: Engine) -> None:
+        if engine.state.iteration % engine.state.epoch_length:
+            self.save(engine)
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """An epoch's last iteration is kept with what follows it, such as a validation, or done again with it."""
+        if engine.state.epoch < engine.state.max_epochs:
+            self.save(engine)
+
+    def save(self, engine: Engine) -> None:
+        """Write the file, if it is time."""
         if time.monotonic() - self.saved < self.seconds:
             return
         python = random.getstate()

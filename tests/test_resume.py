@@ -17,7 +17,8 @@ import torch
 from filelock import FileLock
 from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader
-from monai.engines import SupervisedTrainer
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import CheckpointSaver, ValidationHandler
 from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussianNoised
 from torch import nn
 
@@ -133,7 +134,19 @@ class Network(nn.Module):
         return self.head(self.drop(torch.relu(self.norm(self.conv(image)))))
 
 
-def trainer(folder, seconds=0.0):
+class Validator(Evaluator):
+    """Finds after an epoch what ``scores`` says of it."""
+
+    def __init__(self, scores, saver):
+        super().__init__(torch.device("cpu"), [0], val_handlers=[saver])
+        self.scores, self.state.key_metric_name = scores, "dice"
+
+    def _iteration(self, engine, batch):
+        self.state.metrics["dice"] = self.scores[self.state.epoch - 1]
+        return {}
+
+
+def trainer(folder, seconds=0.0, scores=None):
     """A trainer with all that holds state: two networks, two optimisers, an average, a sampler, random transforms."""
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
@@ -155,12 +168,17 @@ def trainer(folder, seconds=0.0):
     method = AdversarialNetwork(network, loss, num_classes=2)
     dataset = CacheDataset(items, transform, progress=False)
     objects = method.objects | {"network": network, "optimizer": optimizer}
+    validations = []
+    if scores:
+        saver = CheckpointSaver(str(folder), {"model": network}, save_key_metric=True, key_metric_filename="best.pth")
+        objects["best"] = saver._key_metric_checkpoint
+        validations = [ValidationHandler(1, Validator(scores, saver))]
     state = TrainingState(folder / "training.pt", objects, sampler, dataset.transform, seconds)
     loader = DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(5), num_workers=0)
     engine = SupervisedTrainer(
         device=torch.device("cpu"), max_epochs=3, epoch_length=4, train_data_loader=loader, network=network,
         optimizer=optimizer, loss_function=loss, prepare_batch=prepare_batch, decollate=False,
-        train_handlers=[LossProgress(loss), PolynomialDecay(optimizer), method, state],
+        train_handlers=[LossProgress(loss), PolynomialDecay(optimizer), method, *validations, state],
     )  # fmt: skip
     return engine, state, method
 
@@ -169,31 +187,56 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("killed_after", [1, 3, 4, 5, 8, 11])
+def kill_at(event, number):
+    """A handler's event and itself, which ends the process as it were."""
+
+    def kill(engine):
+        if engine.state.get_event_attrib_value(event) == number:
+            raise Killed
+
+    return event, kill
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4, 5, 8, 11, 12])
 def test_a_training_goes_on_to_the_bit(tmp_path, killed_after):
+    """An epoch's last iteration is done again, since what follows the epoch was not done."""
     engine, state, method = trainer(tmp_path / "whole", seconds=1e9)
     engine.run()
     expected = {name: thing.state_dict() for name, thing in method.objects.items()}
 
     engine, state, method = trainer(tmp_path)
 
-    def kill(engine):
-        if engine.state.iteration == killed_after:
-            raise Killed
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, kill)
+    engine.add_event_handler(*kill_at(Events.ITERATION_COMPLETED, killed_after))
     with pytest.raises(Killed):
         engine.run()
     torch.rand(7), np.random.rand(3), random.random()  # whatever happens in between
     engine, state, method = trainer(tmp_path)
-    assert state.resume(engine) == killed_after
+    kept = killed_after if killed_after % 4 else killed_after - 1
+    assert state.resume(engine) == kept
     seen = []
     engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.iteration))
     engine.run()
-    assert seen == list(range(killed_after + 1, 13))
+    assert seen == list(range(kept + 1, 13))
     for name, thing in method.objects.items():
         torch.testing.assert_close(thing.state_dict(), expected[name], rtol=0, atol=0)
     assert not (tmp_path / "training.pt").exists()
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED])
+def test_the_state_that_validation_chose_is_not_lost_in_a_kill(tmp_path, event):
+    """The second epoch is the best of three, and the kill comes at its end: before its validation, or after."""
+    scores, number = (0.1, 0.3, 0.2), 8 if event is Events.ITERATION_COMPLETED else 2
+    trainer(tmp_path / "whole", 1e9, scores)[0].run()
+    engine, *_ = trainer(tmp_path, 0, scores)
+    engine.add_event_handler(*kill_at(event, number))
+    with pytest.raises(Killed):
+        engine.run()
+    engine, state, _ = trainer(tmp_path, 0, scores)
+    assert state.resume(engine) == (7 if number == 8 else 8)
+    engine.run()
+    expected, found = (torch.load(f / "best.pth", weights_only=True) for f in (tmp_path / "whole", tmp_path))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.equal(found["head.weight"], engine.network.state_dict()["head.weight"])
 
 
 def test_every_random_state_is_found():
