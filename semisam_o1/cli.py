@@ -25,7 +25,9 @@ PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # of methods
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when done, 2 when the command or the data cannot be used; no traceback for those."""
+    """Exit status: 0 when done, 1 when done but for some images of `predict`, 2 when the command or the data cannot
+    be used; no traceback for those.
+    """
     options = parser().parse_args(arguments)
     try:
         return options.action(options) or 0
@@ -122,6 +124,8 @@ def parser() -> argparse.ArgumentParser:
 
 def rounds(text: str) -> int | str:
     """The value of ``--rounds``."""
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number, 0 for none, or auto")
     return text if text == "auto" else int(text)
 
 
@@ -222,11 +226,12 @@ def _run(options) -> None:
     _execute(_workflow(config_files(options), options.run_id, overrides(options)))
 
 
-def _predict(options) -> None:
+def _predict(options) -> int:
+    from semisam_o1.engine import UncertaintyList
     from semisam_o1.images import cases_of
     from semisam_o1.trained import published_model
 
-    cases_of(options.images)  # fails now rather than after the network is built
+    cases = cases_of(options.images)  # fails now rather than after the network is built
     said = {"output_dir": str(options.output), "images": options.images}
     if options.weights:
         config = CONFIGS / "inference.json"
@@ -237,7 +242,12 @@ def _predict(options) -> None:
             raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
         said["bundle_root"] = str(options.run / "bundle")
     _execute(_workflow([config], "run", said | overrides(options), "infer"))
-    print(f"labels: {options.output / 'labels'}, uncertainty: {options.output / 'uncertainty.csv'}")
+    uncertainty = options.output / "uncertainty.csv"
+    print(f"labels: {options.output / 'labels'}, uncertainty: {uncertainty}")
+    left_out = sorted({case.name for case in cases} - set(UncertaintyList(uncertainty).read()))
+    if left_out:
+        print(f"left out, {len(left_out)} of {len(cases)}: {', '.join(left_out)}", file=sys.stderr)
+    return int(bool(left_out))
 
 
 def _evaluate(options) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from semisam_o1.transforms import SUFFIXES, read_volume
+from semisam_o1.transforms import HDF5_SUFFIXES, SUFFIXES, read_volume
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -39,13 +39,15 @@ def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
     return list(cases.values())
 
 
-def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "image") -> list[Case]:
-    """`cases_of` without those that cannot be read, which are named in the log.
+def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "image", hdf5_spacing=None) -> list[Case]:
+    """`cases_of` without those that cannot be read, which are named in the log, as is a voxel size nobody said.
 
     Raises:
         DatasetError: none can be read.
     """
     cases, found = cases_of(images), []
+    if hdf5_spacing is None and any(case.image.name.lower().endswith(HDF5_SUFFIXES) for case in cases):
+        log.warning("HDF5 files say no voxel size and none was given: taken as 1 mm along each axis.")
     for case in cases:
         try:
             volume = read_volume(case.image, hdf5_key)

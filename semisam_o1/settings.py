@@ -11,7 +11,7 @@ from semisam_o1.types import DatasetError
 
 ACTIONS = ("imports", "initialize", "run", "training", "propagate", "cohort")  # ids that are not settings
 COUNTS = ("max_iterations", "iterations", "iterations_per_epoch", "most_rounds")  # settings that are counts
-BUILT = ("train#optimizer", "train#augmentation", "inferer")  # components that need no labels
+BUILT = ("train#optimizer", "train#augmentation", "train#method", "inferer")  # components that need no labels
 
 
 def resolved(config: dict) -> dict:

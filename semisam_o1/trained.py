@@ -15,6 +15,7 @@ from semisam_o1.weights import read_weights
 
 CARRIED = (
     "image_key",
+    "spacing",
     "intensities",
     "patch_size",
     "overlap",

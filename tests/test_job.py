@@ -168,7 +168,9 @@ def test_trained_bundle_names_the_classes(run):
 
 
 def test_hdf5_layout_by_the_command_line(phantom_h5_dir, tmp_path):
-    assert main(["run", str(phantom_h5_dir), "--output", str(tmp_path), *small(num_rounds=1)]) == 0
+    assert main(["run", str(phantom_h5_dir), "--output", str(tmp_path), *small(num_rounds=1, spacing=1.0)]) == 0
+    carried = json.loads((tmp_path / "bundle" / "configs" / "inference.json").read_text())
+    assert carried["spacing"] == 1.0  # what HDF5 files of new scans have, where nothing else is said
     import h5py
 
     for name, label in labels(tmp_path / "pseudo_labels").items():
@@ -319,10 +321,11 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
     good, bad = next((phantom_dir / "images").iterdir()), tmp_path / "bad.nii.gz"
     bad.write_bytes(b"not an image")
     command = ["predict", "--run", str(run), "--output", str(tmp_path / "out"), "--device", "cpu"]
-    assert main([*command, str(bad), str(good)]) == 0
+    assert main([*command, str(bad), str(good)]) == 1
     assert list(labels(tmp_path / "out" / "labels")) == [good.name]
     said = capsys.readouterr()
     assert "case bad cannot be read and is left out" in said.err + said.out
+    assert "left out, 1 of 2: bad" in said.err
     assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err
 
 
@@ -341,6 +344,7 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
         (["--set", "flip_axes=[3]"], "flips [3]: expected axes of 0, 1 and 2"),
         (["--set", "patch_size=abc"], "patch_size is abc: expected three whole numbers"),
         (["--set", "train#optimizer#weight_decy=0"], "unexpected keyword argument 'weight_decy'"),
+        (["--set", "train#method#_target_=sure.Sure"], "'train#method' cannot be built with these settings: "),
         (["--set", "refinement#propse=1"], "no id 'refinement#propse': 'refinement' has propose, guard, engine"),
         (["--device", "cuda:7"], "cuda:7"),
         (["--device", "gpu"], "device gpu: expected cpu"),

@@ -152,7 +152,7 @@ class LossProgress:
         self.loss.iterations = engine.state.max_epochs * engine.state.epoch_length
 
     def epoch_completed(self, engine: Engine) -> None:
-        sizes = ", ".join(f"{name} {size:.4f}" for name, size in self.loss.weighted.items())
+        sizes = ", ".join(f"{name} {size:.3g}" for name, size in self.loss.weighted.items())
         log.info("iteration %d of %d: %s", engine.state.iteration, self.loss.iterations, sizes)
 
 

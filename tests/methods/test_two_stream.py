@@ -238,7 +238,7 @@ def test_the_loss_is_told_how_far_training_is(caplog):
         loss.weighted = {"supervised": 0.5, "pseudo": 0.25}
         run(LossProgress(loss), seen=lambda: told.append((loss.iteration, loss.iterations)))
     assert told == [(i, 10) for i in range(10)]
-    expected = [f"iteration {i} of 10: supervised 0.5000, pseudo 0.2500" for i in (5, 10)]
+    expected = [f"iteration {i} of 10: supervised 0.5, pseudo 0.25" for i in (5, 10)]
     assert [record.getMessage() for record in caplog.records] == expected
 
 
