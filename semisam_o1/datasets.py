@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from semisam_o1.checks import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Problem, find_problems, table
-from semisam_o1.transforms import HDF5_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, Grid, case_grid
+from semisam_o1.transforms import HDF5_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, UNSAID_SPACING, Grid, case_grid
 from semisam_o1.types import Case, DatasetError
 
 logger = logging.getLogger("semisam_o1")
@@ -150,7 +150,7 @@ def open_cohort(
     if problems:
         logger.warning("%s: problems found.\n%s", root, table(problems))
     if cohort.unsaid_spacing:
-        logger.warning("HDF5 files say no voxel size and none was given: taken as 1 mm along each axis.")
+        logger.warning(UNSAID_SPACING)
     return cohort
 
 

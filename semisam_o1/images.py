@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from semisam_o1.transforms import HDF5_SUFFIXES, SUFFIXES, read_volume
+from semisam_o1.transforms import HDF5_SUFFIXES, SUFFIXES, UNSAID_SPACING, read_volume
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -47,7 +47,7 @@ def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "i
     """
     cases, found = cases_of(images), []
     if hdf5_spacing is None and any(case.image.name.lower().endswith(HDF5_SUFFIXES) for case in cases):
-        log.warning("HDF5 files say no voxel size and none was given: taken as 1 mm along each axis.")
+        log.warning(UNSAID_SPACING)
     for case in cases:
         try:
             volume = read_volume(case.image, hdf5_key)

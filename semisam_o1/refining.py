@@ -215,6 +215,11 @@ def switched_off(round_dir: str | Path) -> bool:
     return record.exists() and json.loads(record.read_text(encoding="utf-8"))["switched_off"]
 
 
+def switched_off_before(output: str | Path, round: int) -> bool:
+    """Whether the refinement was switched off in a round of the run ``output`` before ``round``: then it stays off."""
+    return any(switched_off(Path(output) / f"round_{earlier}") for earlier in range(1, round))
+
+
 def refinement_engine(
     propose: Callable[[Case], torch.Tensor | None],
     cohort: Cohort,

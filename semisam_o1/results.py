@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,9 +10,9 @@ from pathlib import Path
 import semisam_o1
 from semisam_o1.datasets import Cohort
 from semisam_o1.engine import UncertaintyList
-from semisam_o1.files import write_text
+from semisam_o1.files import whole, write_text
 from semisam_o1.metrics import evaluate_folder
-from semisam_o1.refining import switched_off
+from semisam_o1.refining import switched_off_before
 from semisam_o1.round_0 import QualityList
 from semisam_o1.settling import labels_dir
 from semisam_o1.types import Case
@@ -27,8 +26,8 @@ def hand_out(round_dir: Path, target: Path, cases: Sequence[Case]) -> None:
     target.mkdir(exist_ok=True)
     for case in cases:
         if (source / f"{case.name}.nii.gz").exists():
-            shutil.copyfile(source / f"{case.name}.nii.gz", target / f".{case.name}.partial")
-            os.replace(target / f".{case.name}.partial", target / f"{case.name}.nii.gz")
+            with whole(target / f"{case.name}.nii.gz") as aside:
+                shutil.copyfile(source / f"{case.name}.nii.gz", aside)
 
 
 def write_review(round_dir: Path, path: Path, cases: Sequence[Case]) -> None:
@@ -53,7 +52,7 @@ def scores(output: Path, cohort: Cohort, splits: Sequence[str], rounds: int, def
             stages = {"copied": folder / "copied", "propagated": folder / "labels"}
             if number:
                 stages = {"predicted": folder / "predictions"}
-                if not any(switched_off(output / f"round_{earlier}") for earlier in range(1, number + 1)):
+                if not switched_off_before(output, number + 1):
                     stages["refined"] = folder / "labels"  # else they are the predictions
             for stage, labels in stages.items():
                 found += evaluate_folder(

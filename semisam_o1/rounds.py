@@ -24,7 +24,7 @@ from semisam_o1.alignment import is_turned, turn_between
 from semisam_o1.datasets import Cohort
 from semisam_o1.files import write_json
 from semisam_o1.metrics import read_csv, summary_text, write_csv
-from semisam_o1.refining import switched_off
+from semisam_o1.refining import switched_off_before
 from semisam_o1.reports import write_report
 from semisam_o1.resume import Journal, held
 from semisam_o1.round_0 import QualityList
@@ -225,8 +225,7 @@ class Job:
 
     def refine(self, number: int) -> None:
         with self._stage(f"round {number}: refinement", number):
-            off = any(switched_off(self._folder(earlier)) for earlier in range(1, number))
-            if off:
+            if off := switched_off_before(self.output, number):
                 log.info("refinement stays switched off")
             engine = self._get("refinement#engine", number, {"refinement#propose": "$refining.no_votes"} if off else {})
             cases = [case for case in self.cohort.pool if case.name not in self.set_aside]

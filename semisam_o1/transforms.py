@@ -45,6 +45,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 ONE_PIECE = 0.95  # of a class's voxels in its largest component: veins and the like may be cut by the field of view
 LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottom
+UNSAID_SPACING = "HDF5 files say no voxel size and none was given: taken as 1 mm along each axis."
 SUFFIXES = HDF5_SUFFIXES + NIFTI_SUFFIXES + ITK_SUFFIXES
 
 

@@ -329,34 +329,6 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
     assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--set", "max_iteration=3"], "no id 'max_iteration'"),
-        (["--set", "max_iterations"], "ID=VALUE"),
-        (["--method", "magic"], "no method 'magic'"),
-        (["--template", "nobody"], "nobody"),
-        (["--set", "affine_prob=often"], "affine_prob=often: expected a number"),
-        (["--set", "max_iterations=many"], "max_iterations=many: expected a number"),
-        (["--set", "max_iterations=-5"], "max_iterations is -5: expected a whole number from 1 on"),
-        (["--set", "iterations_per_epoch=7"], "iterations_per_epoch is 7: expected a divisor of a round's 1000"),
-        (["--set", "threads=0"], "threads is 0: expected a whole number"),
-        (["--set", "flip_axes=[3]"], "flips [3]: expected axes of 0, 1 and 2"),
-        (["--set", "patch_size=abc"], "patch_size is abc: expected three whole numbers"),
-        (["--set", "train#optimizer#weight_decy=0"], "unexpected keyword argument 'weight_decy'"),
-        (["--set", "train#method#_target_=sure.Sure"], "'train#method' cannot be built with these settings: "),
-        (["--set", "refinement#propse=1"], "no id 'refinement#propse': 'refinement' has propose, guard, engine"),
-        (["--device", "cuda:7"], "cuda:7"),
-        (["--device", "gpu"], "device gpu: expected cpu"),
-    ],
-)
-def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments, said):
-    assert main(["run", str(phantom_dir), "--output", str(tmp_path / "run"), *arguments]) == 2
-    message = capsys.readouterr()
-    assert said in message.err + message.out and "Traceback" not in message.err
-    assert not (tmp_path / "run" / "round_0").exists()
-
-
 def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
     assert main(["propagate", str(phantom_dir), "--output", str(run), *small()]) == 2
     assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()
