@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # Enough for made-up scans, in under five minutes on two cores.
-DEMO_ARGS ?= --rounds 2 --set max_iterations=650 longer_start=1 learning_rate=0.005 pool_batch=1 affine_prob=0.4 view_turn=0
+DEMO_ARGS ?= --rounds 2 --set max_iterations=650 first_round_factor=1 learning_rate=0.005 pool_batch=1 affine_prob=0.4 view_turn=0
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

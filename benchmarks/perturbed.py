@@ -18,11 +18,12 @@ from monai.transforms import RandBiasField, RandGaussianNoise
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from benchmarks.propagation import drawn, fill, propagated_dice
-from semisam_o1.datasets import open_cohort
-from semisam_o1.encoders import mind
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.formats import read_volume
+from semisam_o1.data.grids import choose_spacing
+from semisam_o1.data.phantoms import write_demo_data
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
-from semisam_o1.phantoms import write_demo_data
-from semisam_o1.transforms import choose_spacing, read_volume
 
 Pair = tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]  # image and label
 SEED = 0

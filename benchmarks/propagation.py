@@ -17,14 +17,18 @@ import numpy as np
 import torch
 
 from benchmarks import rivals
-from semisam_o1 import propagation
-from semisam_o1.datasets import Cohort, open_cohort
-from semisam_o1.encoders import mind
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.formats import read_volume
+from semisam_o1.data.grids import choose_spacing, to_grid
+from semisam_o1.data.phantoms import write_demo_data
+from semisam_o1.data.transforms import image_chain
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore, TokenInferer
-from semisam_o1.phantoms import write_demo_data
-from semisam_o1.round_0 import first_pass_engine, second_pass_engine, templates_of
-from semisam_o1.stopwatch import Stopwatch
-from semisam_o1.transforms import choose_spacing, image_chain, read_volume, to_grid
+from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.round_0 import propagation
+from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, templates_of
+from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 
 DRAW = 4  # seed of the cases that are drawn,
@@ -39,7 +43,7 @@ FIRST_PASSES = {
     "copy": propagation.copy,
 }
 RIVALS = {"syn": ("ANTs SyN", rivals.ants_syn), "convexadam": ("ANTs affine + convexAdam", rivals.ants_convex_adam)}
-SECOND_PASSES = {"1 atlas": dict(atlases=1), "3 atlases": dict(atlases=3), "8 atlases": dict(atlases=8)}
+FUSIONS = {"1 atlas": dict(atlases=1), "3 atlases": dict(atlases=3), "8 atlases": dict(atlases=8)}
 
 
 def options(parser) -> None:
@@ -85,15 +89,16 @@ def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
     return [cases[i] for i in sorted(np.random.RandomState(seed).permutation(len(cases))[:count])]
 
 
-def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], second_pass: bool = True) -> np.ndarray:
+def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: bool = True) -> np.ndarray:
     """True Dice of each case's label by the default propagation from the cohort's templates."""
     count = len(cases)
     with tempfile.TemporaryDirectory() as name:  # of its own: an engine keeps what it finds done
         folder = Path(name)
         first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(cases, epoch_length=count)
-        if second_pass:
-            second_pass_engine(store, cohort, cases, folder).run(cases, epoch_length=count)
-        labels = (read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int) for case in cases)
+        if label_fusion:
+            label_fusion_engine(store, cohort, cases, folder).run(cases, epoch_length=count)
+        found = RunFolder(folder).round(0)
+        labels = (read_volume(found.label(case.name))[0].numpy().astype(int) for case in cases)
         return np.array([mean_dice(label, case, cohort) for label, case in zip(labels, cases)])
 
 
@@ -106,10 +111,10 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
         return timed(lambda: engine.run(cases, epoch_length=count), folder / name, count)
 
     label, *figures = first_pass("ours", partial(propagation.nearest, seed=SEED))
-    kept = {case.name: label(case) for case in cases}  # before the second pass writes its own
+    kept = {case.name: label(case) for case in cases}  # before the label fusion writes its own
     yield "first pass alone", lambda case: kept[case.name], *figures
-    for name, settings in ({"default, both passes": {}} | (SECOND_PASSES if options.ablation else {})).items():
-        engine = second_pass_engine(store, cohort, cases, folder / "ours", **settings)
+    for name, settings in ({"default, label fusion too": {}} | (FUSIONS if options.ablation else {})).items():
+        engine = label_fusion_engine(store, cohort, cases, folder / "ours", **settings)
         yield name, *timed(lambda engine=engine: engine.run(cases, epoch_length=count), folder / "ours", count)
     names = FIRST_PASSES if options.ablation else ("prototype", "copy")
     for name in names:
@@ -123,19 +128,19 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
 
 
 def timed(work: Callable, folder: Path, count: int) -> tuple[Callable, float, float]:
-    """What engines wrote to ``folder``/labels, seconds a case and peak MiB."""
+    """What engines wrote as round 0 of the run ``folder``, seconds a case and peak MiB."""
     rows: list[tuple] = []
     with Stopwatch("work", lambda *row: rows.append(row)):
         work()
 
     def label(case: Case) -> np.ndarray:
-        return read_volume(folder / "labels" / f"{case.name}.nii.gz")[0].numpy().astype(int)
+        return read_volume(RunFolder(folder).round(0).label(case.name))[0].numpy().astype(int)
 
     return label, rows[0][1] / count, rows[0][2]
 
 
 def rival(method: Callable, store, cohort: Cohort, cases: Sequence[Case], spacing: float):
-    (_, reference), *_ = templates_of(store, cohort)
+    reference = templates_of(store, cohort)[0].reference
     chain = image_chain(spacing, cohort.hdf5_key, cohort.hdf5_spacing)
     template = chain(cohort.templates[0].item())["image"][0].numpy()
     rows, labels, seconds = [], {}, 0.0

@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from benchmarks.propagation import mean_dice
-from semisam_o1.alignment import centred_points, rotation, sample
-from semisam_o1.datasets import open_cohort
-from semisam_o1.encoders import mind
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.grids import to_grid
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
-from semisam_o1.files import WorkFiles
-from semisam_o1.propagation import label_radius
-from semisam_o1.quality import WayBack, judge
-from semisam_o1.round_0 import templates_of
-from semisam_o1.transforms import to_grid
+from semisam_o1.round_0.alignment import centred_points, rotation, sample
+from semisam_o1.round_0.engines import templates_of
+from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.propagation import label_radius
+from semisam_o1.round_0.quality import WayBack, estimate_quality
+from semisam_o1.runfolder import RunFolder
 
 BAD = 0.6
 FALSE_ALARMS = 0.1
@@ -48,25 +49,25 @@ def run(options) -> None:
     cohort = open_cohort(options.dataset_dir, template=record["template"], check=False)
     cases = [case for case in cohort.split(record["settings"]["split"]) if case.label]
     store = FeatureStore(folder / "features", mind(), record["settings"]["feature_spacing"])
-    (_, template), *_ = templates_of(store, cohort)
-    first, agreed, back = (WorkFiles(folder / "round_0", kind) for kind in ("first", "agreed", "back"))
+    name, _, template = templates_of(store, cohort)[0]
+    first, fused, back = (RunFolder(folder).round(0).work(kind) for kind in ("first", "fused", "back"))
     draw = np.random.RandomState(0)
     rows = []  # kind, true Dice, predicted Dice, carried back, agreement
-    labels = {case.name: agreed.load(case.name, ["probabilities"])[0] for case in cases}
+    labels = {case.name: fused.load(case.name, ["probabilities"])[0] for case in cases}
     for case in cases:
         found = store.load(case.name)
         way = WayBack(*back.load(case.name, ["points", "residual"]))
         way = way._replace(residual=float(way.residual))
-        (unlikeness,) = agreed.load(case.name, ["unlikeness"])
+        (dissimilarity,) = fused.load(case.name, ["dissimilarity"])
         propagated = labels[case.name]
-        matrix, shift = first.load(case.name, ["matrix", "shift"])
-        spoiled = spoil(propagated, labels, case.name, template, (matrix, shift), found.step_mm, draw)
+        place = FirstPass.alignment(first, case.name, name).to_template
+        spoiled = spoil(propagated, labels, case.name, template, place, found.step_mm, draw)
         for kind, label in {"good": propagated, **spoiled}.items():
             hard = F.one_hot(label.argmax(0), cohort.num_classes).movedim(-1, 0).float()
             stands = label if kind == "wrong start" else propagated
-            quality = judge(template, hard, stands, way, found.step_mm, float(unlikeness))
+            quality = estimate_quality(template, hard, stands, way, found.step_mm, float(dissimilarity))
             dice = mean_dice(to_grid(label, found.affine, found.scan).argmax(0).numpy(), case, cohort)
-            rows.append((kind, dice, quality.predicted_dice, quality.carried_back, quality.agreement))
+            rows.append((kind, dice, quality.predicted_dice, quality.reverse_consistency, quality.agreement))
     report(rows)
 
 

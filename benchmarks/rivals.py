@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 
-from semisam_o1.alignment import centred_points, sample
+from semisam_o1.round_0.alignment import centred_points, sample
 
 AVAILABLE = all(importlib.util.find_spec(name) for name in ("ants", "convexAdam"))
 

@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from semisam_o1 import BUNDLE_ROOT
+from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.files import write_json
-from semisam_o1.metrics import read_csv, summary
-from semisam_o1.phantoms import write_demo_data
-from semisam_o1.rounds import Job
+from semisam_o1.job import Job
+from semisam_o1.report.metrics import read_csv, summary
 
 CONFIGS = Path(BUNDLE_ROOT) / "configs"
 PLAIN = "mean_teacher"
@@ -28,7 +28,7 @@ ITEMS = "train#dataset#data="
 ROWS = {
     PLAIN: [],
     **{method: ["--method", method] for method in ("ua_mt", "dan", "dtc", "supervised")},
-    "template alone": [ITEMS + "$rounds.training_items(@cohort, @output_dir, @round)[:len(@cohort.templates)]"],
+    "template alone": [ITEMS + "$jobs.training_items(@cohort, @output_dir, @round)[:len(@cohort.templates)]"],
     "all true labels": [
         ITEMS + "$[case.item() | {'labelled': case in @cohort.templates} for case in @cohort.templates + @cohort.pool]"
     ],
@@ -87,7 +87,7 @@ def refined(folder: Path, kind: str, guard: bool) -> list[dict]:
     overlay = json.loads((CONFIGS / "refinements" / f"{kind}.json").read_text())
     config["refinement"]["propose"] = overlay["refinement#propose"]
     job = Job(config | {"output_dir": str(folder), "guard": guard, "num_rounds": 1})
-    job.refine(1)
+    job.alone("refinement", 1)
     return job.evaluate(["pool"])
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semisam_o1.encoders import mind
+from semisam_o1.data.grids import Grid
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
-from semisam_o1.transforms import Grid
 from semisam_o1.types import Case
 
 LOOKED_UP = 100  # cases, of which the mean is shown

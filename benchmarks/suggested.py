@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.propagation import drawn, fill, propagated_dice
-from semisam_o1.datasets import open_cohort
-from semisam_o1.encoders import mind
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.grids import choose_spacing
+from semisam_o1.data.phantoms import write_demo_data
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
-from semisam_o1.phantoms import write_demo_data
-from semisam_o1.suggest import suggest_template
-from semisam_o1.transforms import choose_spacing
+from semisam_o1.round_0.suggest import suggest_template
 
 
 def options(parser) -> None:
@@ -49,7 +49,7 @@ def run(options) -> None:
         means = []
         for case in templates + suggested:
             alone = replace(cohort, templates=(replace(case, split="template"),))
-            dice = propagated_dice(store, alone, cases, second_pass=False)
+            dice = propagated_dice(store, alone, cases, label_fusion=False)
             means.append(dice.mean())
             mark = "suggested: " if case.name == best else ""
             print(f"{mark + case.name:40}{dice.mean():8.3f}{np.median(dice):8.3f}{dice.min():8.3f}", flush=True)

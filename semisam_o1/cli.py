@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import json
 import logging
@@ -18,7 +19,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import semisam_o1  # noqa: E402
-from semisam_o1.types import DatasetError, UserError  # noqa: E402
+from semisam_o1.types import DatasetError, UserError
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # of methods
@@ -183,6 +184,8 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
         [str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type
     )
     for name, value in said.items():
+        if name == "preset":
+            raise DatasetError(f"--set preset={value}: a preset is a file of settings; say --preset {value}.")
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
             close = difflib.get_close_matches(name, workflow.parser.get())
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
@@ -191,8 +194,8 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
         group = workflow.parser.get(above) if above else None
         if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
             raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
-        number = isinstance(old := workflow.parser.get(name), (int, float)) or str(old).startswith("$@chosen(")
-        if number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
+        is_number = isinstance(workflow.parser.get(name), (int, float))
+        if is_number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
             raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")
     workflow.parser.update(said)
     return workflow
@@ -204,6 +207,16 @@ def _execute(workflow) -> None:
     workflow.finalize()
 
 
+def preset(options: argparse.Namespace) -> str:
+    """The preset that was asked for; else `standard` where CUDA will be used, and `quick` elsewhere."""
+    import torch
+
+    if options.preset:
+        return options.preset
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device.startswith("cuda")
+    return "standard" if cuda else "quick"
+
+
 def config_files(options: argparse.Namespace) -> list[Path]:
     """``train.json`` and the overlays that the options name, later ones over earlier ones.
 
@@ -212,7 +225,7 @@ def config_files(options: argparse.Namespace) -> list[Path]:
     """
     files = [CONFIGS / "train.json"]
     for folder in ("presets", "methods", "encoders", "refinements"):
-        name = getattr(options, folder[:-1], None)
+        name = preset(options) if folder == "presets" else getattr(options, folder[:-1], None)
         if name is None:
             continue
         name = PUBLISHED_NAMES.get(name, name) if folder == "methods" else name
@@ -223,58 +236,63 @@ def config_files(options: argparse.Namespace) -> list[Path]:
 
 
 def _run(options) -> None:
-    _execute(_workflow(config_files(options), options.run_id, overrides(options)))
+    from semisam_o1.job import Job
+
+    workflow = _workflow(config_files(options), options.run_id, overrides(options))
+    workflow.initialize()
+    workflow.parser["job"] = Job(copy.deepcopy(workflow.parser.get()))
+    workflow.run()
+    workflow.finalize()
 
 
 def _predict(options) -> int:
-    from semisam_o1.engine import UncertaintyList
-    from semisam_o1.images import cases_of
-    from semisam_o1.trained import published_model
+    from semisam_o1.data.images import cases_of
+    from semisam_o1.job.bundle import published_model
+    from semisam_o1.runfolder import PredictionFolder, RunFolder
 
     cases = cases_of(options.images)  # fails now rather than after the network is built
     said = {"output_dir": str(options.output), "images": options.images}
     if options.weights:
-        config = CONFIGS / "inference.json"
+        config, said["bundle_root"] = CONFIGS / "inference.json", str(CONFIGS.parent)
         said |= published_model(options.weights, options.method)
     else:
-        config = options.run / "bundle" / "configs" / "inference.json"
+        run = RunFolder(options.run)
+        run.read_record()  # refuses a run of an earlier layout
+        config, said["bundle_root"] = run.bundle / "configs" / "inference.json", str(run.bundle)
         if not config.is_file():
             raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
-        said["bundle_root"] = str(options.run / "bundle")
     _execute(_workflow([config], "run", said | overrides(options), "infer"))
-    uncertainty = options.output / "uncertainty.csv"
-    print(f"labels: {options.output / 'labels'}, uncertainty: {uncertainty}")
-    left_out = sorted({case.name for case in cases} - set(UncertaintyList(uncertainty).read()))
+    found = PredictionFolder(options.output)
+    print(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
+    left_out = sorted({case.name for case in cases} - set(found.uncertainty.read()))
     if left_out:
         print(f"left out, {len(left_out)} of {len(cases)}: {', '.join(left_out)}", file=sys.stderr)
     return int(bool(left_out))
 
 
 def _evaluate(options) -> None:
-    from semisam_o1.rounds import evaluate_run
+    from semisam_o1.job.evaluate import evaluate_run
 
     print(evaluate_run(options.run, options.dataset_dir, options.split, overrides(options)))
 
 
 def _validate(options) -> None:
-    from semisam_o1.checks import validate_text
-    from semisam_o1.datasets import open_cohort
+    from semisam_o1.data.estimate import validate_text
+    from semisam_o1.job.config import JobConfig
 
     workflow = _workflow(config_files(options), "training", overrides(options))
-    parse = workflow.parser.get_parsed_content
-    names = ("dataset_dir", "template", "labeled_num", "num_classes", "binary_label", "image_key", "spacing")
     logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
-    cohort = open_cohort(**{name: parse(name) for name in names})
-    workflow.parser["cohort"] = cohort  # checked once
-    settings = {name: parse(name) for name in ("max_iterations", "longer_start", "num_rounds", "feature_voxels")}
+    config = JobConfig(workflow.parser.get())
+    names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels")
+    settings = {name: config.setting(name) for name in names}
     if settings["num_rounds"] == "auto":
-        settings["num_rounds"] = parse("most_rounds")
-    batch = math.prod(parse("patch_size")) * (parse("labelled_batch") + parse("pool_batch"))
-    print(validate_text(cohort, settings | {"batch_voxels": batch}))
+        settings["num_rounds"] = config.setting("most_rounds")
+    scans = config.setting("labelled_batch") + config.setting("pool_batch")
+    print(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
 
 
 def _suggest(options) -> None:
-    from semisam_o1.suggest import suggest_template
+    from semisam_o1.round_0.suggest import suggest_template
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = suggest_template(
@@ -293,7 +311,7 @@ def _convert(options) -> None:
 
 
 def _demo_data(options) -> None:
-    from semisam_o1.phantoms import write_demo_data
+    from semisam_o1.data.phantoms import write_demo_data
 
     print(f"data set: {write_demo_data(options.output, options.cases, options.seed)}")
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import CommonKeys as Keys
 
+from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.files import whole
-from semisam_o1.transforms import Grid
+from semisam_o1.files import atomic_write
+from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Affine, Case, Tokens, UserError
 
 log = logging.getLogger("semisam_o1")
@@ -66,10 +67,15 @@ class FeatureStore:
     """
 
     def __init__(
-        self, folder: str | Path, encoder: Encoder, spacing: float | None, dtype: str = "float16", settings: str = ""
+        self,
+        folder: str | Path,
+        encoder: Encoder,
+        spacing: float | None,
+        dtype: str = "float16",
+        settings: Sequence | str = "",
     ):
         self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
-        self.settings = settings
+        self.settings = settings if isinstance(settings, str) else str(tuple(settings))
 
     @functools.cached_property
     def made_by(self) -> dict:
@@ -109,7 +115,7 @@ class FeatureStore:
         descriptor = F.normalize(tokens.float().mean((1, 2, 3)), dim=0)
         seen = case.image.stat()
         scan_of = dict(zip(SCAN, (checksum(case.image), seen.st_size, seen.st_mtime_ns)))
-        with whole(self.path(case.name)) as aside, h5py.File(aside, "w") as file:
+        with atomic_write(self.path(case.name)) as aside, h5py.File(aside, "w") as file:
             file.create_dataset("tokens", data=tokens.cpu().numpy().astype(self.dtype), chunks=(1, *tokens.shape[1:]))
             file["affine"], file["descriptor"] = np.asarray(affine, float), descriptor.cpu().numpy()
             file["scan_affine"], file["scan_shape"] = np.asarray(scan.affine, float), np.asarray(scan.shape, int)
@@ -135,6 +141,12 @@ class FeatureStore:
             with h5py.File(self.path(name), "r") as file:
                 rows.append(file["descriptor"][()])
         return np.stack(rows)
+
+
+def run_store(output_dir: str | Path, frame: str = "world", **settings) -> FeatureStore:
+    """The `FeatureStore` of a run, of features in ``frame``; ``settings``: as of the store."""
+    folder = RunFolder(output_dir).features
+    return FeatureStore(folder if frame == "world" else folder / frame, **settings)
 
 
 def checksum(path: Path) -> str:

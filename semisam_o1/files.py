@@ -15,7 +15,7 @@ import torch
 
 
 @contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes the name ``path`` when the block ends well and goes otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def disk_full(error: BaseException) -> bool:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -44,8 +44,8 @@ def write_json(path: str | Path, content) -> None:
 class WorkFiles:
     """Arrays of one kind that a stage leaves for the next: one HDF5 file a case, floats kept as float16 or whole."""
 
-    def __init__(self, round_dir: str | Path, kind: str):
-        self.folder = Path(round_dir) / "work" / kind
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
@@ -57,12 +57,17 @@ class WorkFiles:
             return key in file
 
     def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
-        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text."""
-        with whole(self.path(name)) as aside, h5py.File(aside, "w") as file:
+        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text. Keys may be paths, "a/b"."""
+        with atomic_write(self.path(name)) as aside, h5py.File(aside, "w") as file:
             for key, tensor in half.items():
                 file[key] = tensor.numpy().astype(np.float16)
             for key, value in plain.items():
                 file[key] = value.numpy() if isinstance(value, torch.Tensor) else value
+
+    def groups(self, name: str, key: str) -> list[str]:
+        """The names below the path ``key``, sorted; empty where there is none."""
+        with h5py.File(self.path(name), "r") as file:
+            return sorted(file[key]) if key in file else []
 
     def load(self, name: str, keys: Iterable[str]) -> list:
         """Tensors (float32) of ``keys``; text as text, and several as a list."""

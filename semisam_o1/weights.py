@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from semisam_o1.files import whole
+from semisam_o1.files import atomic_write
 from semisam_o1.types import UserError
 
 LISTED = 20  # names of each kind in an error, before "and more"
@@ -107,7 +107,7 @@ def convert_weights(source: str | Path, target: str | Path) -> int:
     tensors = {key: value for key, value in _state(stored, source).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{source} has no tensors under model_state_dict, state_dict or at its top.")
-    with whole(target) as aside:
+    with atomic_write(target) as aside:
         save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, aside)
     return len(tensors)
 

@@ -9,7 +9,7 @@ import h5py
 import pytest
 import torch
 
-from semisam_o1.phantoms import make_phantom, write_demo_data
+from semisam_o1.data.phantoms import make_phantom, write_demo_data
 
 SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than the demo's
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from benchmarks.propagation import fill, propagated_dice
-from semisam_o1.datasets import open_cohort
-from semisam_o1.encoders import mind
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
 
 
@@ -14,5 +14,5 @@ def test_another_template_gives_other_labels(phantom_dir, tmp_path):
     (template,), (other, case) = cohort.templates, cohort.pool
     fill(store, cohort, [template, other, case], 2.5)
     alone = replace(cohort, templates=(replace(other, split="template"),))
-    first, second = (propagated_dice(store, c, [case], second_pass=False) for c in (cohort, alone))
+    first, second = (propagated_dice(store, c, [case], label_fusion=False) for c in (cohort, alone))
     assert first != second and min(*first, *second) > 0.3

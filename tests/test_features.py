@@ -13,11 +13,12 @@ from monai.data import MetaTensor
 from torch import nn
 
 from semisam_o1 import features
-from semisam_o1.encoders import Encoder, mind
-from semisam_o1.encoders.sam_med3d import normalise_foreground
+from semisam_o1.data.grids import Grid
+from semisam_o1.data.intensities import normalise_foreground
+from semisam_o1.data.phantoms import grid_affine
+from semisam_o1.encoders.base import Encoder
+from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore, TokenInferer, encoder_key
-from semisam_o1.phantoms import grid_affine
-from semisam_o1.transforms import Grid
 from semisam_o1.types import Case
 
 PATCH, WINDOW = 8, 32
@@ -306,8 +307,9 @@ def test_settings_of_an_encoder_without_weights_count():
 PROGRAM = """
 from torch import nn
 from semisam_o1 import features
-from semisam_o1.encoders import Encoder, mind
-from semisam_o1.encoders.sam_med3d import normalise_foreground
+from semisam_o1.encoders.base import Encoder
+from semisam_o1.encoders.mind import mind
+from semisam_o1.data.intensities import normalise_foreground
 from semisam_o1.features import encoder_key
 print(encoder_key(mind()), encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground)))
 """

@@ -16,33 +16,17 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 # From top to bottom. A name is a module or a folder of the package; `__init__` is the package itself.
 LAYERS = (
     {"cli", "__main__"},
-    {"rounds", "reports", "suggest", "workflow"},
-    {
-        "checks",
-        "config",
-        "datasets",
-        "encoders",
-        "engine",
-        "export",
-        "features",
-        "methods",
-        "images",
-        "metrics",
-        "networks",
-        "phantoms",
-        "pictures",
-        "refining",
-        "results",
-        "resume",
-        "round_0",
-        "settings",
-        "settling",
-        "stopwatch",
-        "trained",
-        "transforms",
-    },
-    {"alignment", "atlases", "propagation", "quality", "refinement"},
-    {"files", "neighbours", "types", "weights", "__init__"},
+    {"job"},
+    {"refinement"},
+    {"round_0"},
+    {"report"},
+    {"handlers", "features", "methods"},
+    {"encoders", "networks"},
+    {"data"},
+    {"runfolder", "runtime", "uncertainty"},
+    {"tables", "neighbours", "weights"},
+    {"files"},
+    {"types", "__init__"},
 )
 HEIGHT = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 
@@ -121,7 +105,7 @@ def test_imports_point_downwards():
 TYPES_OF_DATASETS = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    from semisam_o1.datasets import Cohort
+    from semisam_o1.data.cohort import Cohort
 """
 
 
@@ -129,12 +113,12 @@ if TYPE_CHECKING:
     ("files", "expected"),
     [
         ({"cli.py": "from semisam_o1 import types", "types.py": ""}, None),
-        ({"engine.py": "from .methods.a import x", "methods/a.py": "from .. import __version__"}, None),
-        ({"checks.py": TYPES_OF_DATASETS, "datasets.py": "from semisam_o1.checks import x"}, None),
-        ({"types.py": TYPES_OF_DATASETS, "datasets.py": ""}, "which lies higher"),
+        ({"handlers.py": "from .methods.a import x", "methods/a.py": "from .. import __version__"}, None),
+        ({"data/checks.py": TYPES_OF_DATASETS, "data/cohort.py": "from semisam_o1.data.checks import x"}, None),
+        ({"types.py": TYPES_OF_DATASETS, "data/cohort.py": ""}, "which lies higher"),
         ({"types.py": "import semisam_o1.cli", "cli.py": ""}, "types imports semisam_o1.cli, which lies"),
-        ({"neighbours.py": "def f():\n    from . import engine", "engine.py": ""}, "which lies higher"),
-        ({"features.py": "from . import engine", "engine.py": "from .features import x"}, "a circle"),
+        ({"neighbours.py": "def f():\n    from . import handlers", "handlers.py": ""}, "which lies higher"),
+        ({"features.py": "from . import handlers", "handlers.py": "from .features import x"}, "a circle"),
         ({"methods/__init__.py": "from .a import x", "methods/a.py": "from . import y"}, "a circle"),
         ({"extra.py": ""}, "extra is in no layer: place it"),
     ],

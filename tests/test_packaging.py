@@ -1,4 +1,4 @@
-"""An installed wheel holds every module and the whole bundle, and finds the bundle outside the checkout."""
+"""An installed wheel holds every module, the pages' templates and the bundle, and finds it outside the checkout."""
 
 import importlib.util
 import shutil
@@ -57,8 +57,8 @@ def test_wheel_works_outside_the_checkout(wheel, tmp_path):
         archive.extractall(tmp_path)
     installed = tmp_path / "semisam_o1"
 
-    missing = files_below(ROOT / "semisam_o1", ".py") - files_below(installed, ".py")
-    assert not missing, f"not in the wheel, perhaps for want of an __init__.py beside them: {sorted(missing)}"
+    missing = files_below(ROOT / "semisam_o1", ".py", ".j2") - files_below(installed, ".py", ".j2")
+    assert not missing, f"not in the wheel, for want of an __init__.py or a line in setup.py: {sorted(missing)}"
     assert files_below(installed / "bundle") == files_below(BUNDLE)
     # Nothing else at the top: `tests` or `bundles` there would be in the way of others' packages.
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".dist-info"] == ["semisam_o1"]

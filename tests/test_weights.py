@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from semisam_o1.cli import main
-from semisam_o1.encoders import Encoder
+from semisam_o1.encoders.base import Encoder
 from semisam_o1.weights import convert_weights, load_weights
 
 

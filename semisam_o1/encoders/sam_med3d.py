@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from semisam_o1.data.intensities import normalise_foreground
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.weights import load_weights
 
 CHECKPOINT = Path("pretrained_ckpt/sam_med3d_turbo.pth")
 EPS = 1e-6  # of every LayerNorm
-FLAT = 1e-6  # a standard deviation under this part of the mean is float32 rounding
 
 
 class SAMMed3DEncoder(nn.Module):
@@ -175,23 +175,6 @@ def position_bias(query: Tensor, padded_query: Tensor, table_d: Tensor, table_h:
     )
     folded = (first + mass[:, :, :, :, None]).logsumexp(-1)
     return torch.cat([bias, folded.flatten(2, 4)[..., None]], -1)
-
-
-def normalise_foreground(volume: Tensor) -> Tensor:
-    """(B, 1, H, W, D) -> float32 of that shape, z-normalised over its voxels above zero, volume by volume.
-
-    (x - m) / s for every voxel, m and s the mean and the standard deviation (n - 1 in the divisor) of those
-    above zero: the intensities that SAM-Med3D was trained on. If these are all equal s is 1, and if there are
-    none the volume stays as it is, so that an empty window passes.
-    """
-    volume = volume.float()
-    foreground = volume > 0
-    axes = (1, 2, 3, 4)
-    count = foreground.sum(axes, keepdim=True)
-    mean = volume.where(foreground, 0).sum(axes, keepdim=True) / count.clamp(min=1)
-    squares = ((volume - mean) ** 2).where(foreground, 0).sum(axes, keepdim=True)
-    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
-    return (volume - mean) / deviation.masked_fill(deviation <= FLAT * mean, 1)
 
 
 def load_sam_med3d(

@@ -19,15 +19,17 @@ log = logging.getLogger("semisam_o1")
 class TwoStreamSampler(Sampler):
     """Batches of indices: ``labelled`` templates, then ``pool`` scans, each stream shuffled anew when it runs out.
 
-    Where one of the two streams is empty the other fills the batch. The order comes from torch's global random state.
+    Where one of the two streams is empty the other fills the batch. The pool's order comes from torch's global random
+    state, the templates' from one of its own: so how many templates there are changes nothing in the pool's.
 
     Args:
         items: the dataset's dictionaries; a true ``labelled`` marks a template, as does the key's absence.
         labelled, pool: how many of each in a batch.
         num_batches: batches an epoch.
+        seed: of the templates' order.
     """
 
-    def __init__(self, items: Sequence[dict], labelled: int, pool: int, num_batches: int):
+    def __init__(self, items: Sequence[dict], labelled: int, pool: int, num_batches: int, seed: int = 0):
         marks = [item.get("labelled", True) for item in items]
         self.streams = [[i for i, mark in enumerate(marks) if mark], [i for i, mark in enumerate(marks) if not mark]]
         sizes = [labelled, pool]
@@ -36,6 +38,7 @@ class TwoStreamSampler(Sampler):
                 sizes[other], sizes[one] = labelled + pool, 0
         self.sizes, self.num_batches = sizes, num_batches
         self._waiting: list[list[int]] = [[], []]
+        self._draws = [torch.Generator().manual_seed(seed), None]  # None: torch's global random state
 
     def __len__(self) -> int:
         return self.num_batches
@@ -44,16 +47,17 @@ class TwoStreamSampler(Sampler):
         for _ in range(self.num_batches):
             yield [self._next(stream) for stream in (0, 1) for _ in range(self.sizes[stream])]
 
-    def state(self) -> list[list[int]]:
-        """What is left of each stream."""
-        return [list(waiting) for waiting in self._waiting]
+    def state(self) -> dict:
+        """What is left of each stream, and how the templates' goes on."""
+        return {"waiting": [list(waiting) for waiting in self._waiting], "random": self._draws[0].get_state()}
 
-    def set_state(self, state: list[list[int]]) -> None:
-        self._waiting = [list(waiting) for waiting in state]
+    def set_state(self, state: dict) -> None:
+        self._waiting = [list(waiting) for waiting in state["waiting"]]
+        self._draws[0].set_state(state["random"])
 
     def _next(self, stream: int) -> int:
         if not self._waiting[stream]:
-            order = torch.randperm(len(self.streams[stream])).tolist()
+            order = torch.randperm(len(self.streams[stream]), generator=self._draws[stream]).tolist()
             self._waiting[stream] = [self.streams[stream][i] for i in order]
         return self._waiting[stream].pop()
 

@@ -9,7 +9,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from semisam_o1.encoders import Encoder, SlicesInThreePlanes
+from semisam_o1.encoders.base import Encoder
+from semisam_o1.encoders.slices import SlicesInThreePlanes
 from semisam_o1.features import TokenInferer
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "encoders.md").read_text()

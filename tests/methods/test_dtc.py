@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.segmentation import find_boundaries
 
 from semisam_o1.methods.dtc import DualTaskLoss, signed_distance
-from semisam_o1.networks import LogitsAlone, UNet3DSDF
+from semisam_o1.networks.unet3d import LogitsAlone, UNet3DSDF
 
 SIDES = (6, 5, 4)
 

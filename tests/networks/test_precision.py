@@ -3,7 +3,7 @@
 import torch
 from monai.inferers import SimpleInferer
 
-from semisam_o1.networks import Autocast, bfloat16_pays
+from semisam_o1.networks.precision import Autocast, bfloat16_pays
 
 
 class Watcher(torch.nn.Conv3d):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from semisam_o1.networks import UNet3D, UNet3DSDF
+from semisam_o1.networks.unet3d import UNet3D, UNet3DSDF
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")

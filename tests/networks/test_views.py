@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer
 
-from semisam_o1.networks import Views
+from semisam_o1.networks.views import Views
 
 
 class Brightness(torch.nn.Module):

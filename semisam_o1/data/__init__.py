@@ -1,0 +1,30 @@
+"""Data sets, scans and labels: from files to arrays and back."""
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.formats import Format, HDF5Reader, LoadScand, read_grid, read_volume
+from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
+from semisam_o1.data.images import image_files, readable_cases
+from semisam_o1.data.transforms import PublishedPadd, chain, image_chain, label_chain, random_flips, template_components
+
+__all__ = [
+    "Cohort",
+    "Format",
+    "Grid",
+    "HDF5Reader",
+    "LoadScand",
+    "PublishedPadd",
+    "chain",
+    "choose_patch",
+    "choose_spacing",
+    "image_chain",
+    "image_files",
+    "label_chain",
+    "open_cohort",
+    "random_flips",
+    "read_grid",
+    "read_volume",
+    "readable_cases",
+    "template_components",
+    "to_grid",
+]

@@ -1,0 +1,125 @@
+"""What a run on a data set will take, and what ``validate`` prints of one."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.findings import table
+from semisam_o1.data.grids import choose_spacing
+
+# Rough costs on two CPU cores; those a case are for REFERENCE_VOXELS working voxels and grow in proportion.
+REFERENCE_VOXELS = 400_000
+
+
+SECONDS_PER_CASE_FEATURES = 1.0
+
+
+SECONDS_PER_CASE_PROPAGATION = 7  # and
+
+
+SECONDS_WHATEVER_THE_SIZE = 5  # of both passes and the quality estimate
+
+
+SECONDS_PER_MEGAVOXEL = 0.7  # of training: a step of mean teacher on a million voxels, the batch counted
+
+
+SECONDS_PER_CASE_PREDICTION = 1.5
+
+
+TOKEN_BYTES_PER_VOXEL = 84
+
+
+LABEL_BYTES_PER_VOXEL = 0.05  # a compressed label map, a stored voxel
+
+
+ENTROPY_BYTES_PER_VOXEL = 1.0  # a compressed float map that is zero far from every border
+
+
+MODEL_BYTES = 40e6
+
+
+def estimate(cohort: Cohort, settings: Mapping) -> dict:
+    """Roughly what a run takes, from the scans' sizes: seconds a stage on two CPU cores, bytes on disk.
+
+    Args:
+        settings: ``max_iterations`` (a round) and ``num_rounds``, none where unsaid; ``first_round_factor``, how many times
+            as long the first round is; ``batch_voxels``, those a step of training sees; ``feature_voxels``, the
+            working voxels of the median scan.
+
+    Returns:
+        ``features``, ``propagation``, ``training``, ``prediction`` and their sum ``seconds``;
+        ``feature_bytes``, ``label_bytes``, ``model_bytes`` and their sum ``bytes``.
+    """
+    rounds = int(settings.get("num_rounds", 0))
+    iterations = (
+        int(settings.get("max_iterations", 0)) * (rounds - 1 + settings.get("first_round_factor", 1)) * bool(rounds)
+    )
+    grids = {case.name: cohort.grid(case) for case in cohort.cases}
+    spacing = choose_spacing(list(grids.values()), int(settings.get("feature_voxels", REFERENCE_VOXELS)))
+    working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
+    pool = [case.name for case in cohort.pool]
+    pool_size = sum(working[name] for name in pool) / REFERENCE_VOXELS
+    held_out = sum(working[case.name] for case in cohort.val + cohort.test) / REFERENCE_VOXELS
+    seconds = {
+        "features": SECONDS_PER_CASE_FEATURES * sum(working.values()) / REFERENCE_VOXELS,
+        "propagation": SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool),
+        "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations,
+        "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
+    }
+    stored = sum(float(np.prod(grids[name].shape)) for name in pool)
+    a_round = 2 * LABEL_BYTES_PER_VOXEL + ENTROPY_BYTES_PER_VOXEL  # predicted, refined, entropy
+    sizes = {
+        "feature_bytes": TOKEN_BYTES_PER_VOXEL * sum(working.values()),
+        "label_bytes": stored * (2 * LABEL_BYTES_PER_VOXEL + rounds * a_round),  # round 0 and the final ones beside
+        "model_bytes": MODEL_BYTES * (rounds + 1) * bool(rounds),
+    }
+    whole = {"seconds": sum(seconds.values()), "bytes": sum(sizes.values())}
+    return {key: round(float(value), 1) for key, value in (seconds | sizes | whole).items()}
+
+
+def estimate_text(estimate: Mapping) -> str:
+    """An `estimate` in a sentence or two."""
+    stages = ", ".join(f"{stage} {_duration(estimate[stage])}" for stage in list(estimate)[:4] if estimate[stage])
+    whole = f"about {_duration(estimate['seconds'])} on two CPU cores"
+    return f"A run will take {whole} ({stages}) and {_size(estimate['bytes'])} on disk."
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    return f"{max(1, round(count / 1e6))} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
+def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
+    """What ``validate`` prints of a cohort: problems, lists, classes, voxels, then time and disk."""
+    grids = [cohort.grid(case) for case in cohort.cases]
+    spacings = np.array([grid.spacing for grid in grids])
+    shapes = np.array([grid.shape for grid in grids])
+    unsaid = " (not said by the files: 1 mm taken)" if cohort.unsaid_spacing else ""
+    counts = [f"{len(cohort.split(split))} {split}" for split in ("pool", "val", "test")]
+    counts.append(f"{len(cohort.set_aside)} set aside")
+    labelled = sum(case.label is not None for case in cohort.cases) - len(cohort.templates)
+    lines = [
+        table(cohort.problems),
+        "",
+        f"template    {', '.join(case.name for case in cohort.templates)}",
+        f"cases       {', '.join(counts)}; {labelled} of them with a label to measure by",
+        f"classes     {', '.join(f'{number} {name}' for number, name in cohort.classes.items())}",
+        f"voxels      {_ranges(shapes)} a scan, of {_ranges(spacings)} mm{unsaid}",
+        "",
+        estimate_text(estimate(cohort, settings or {})),
+    ]
+    return "\n".join(text if "\n" in text else textwrap.fill(text, 100, subsequent_indent=" " * 12) for text in lines)
+
+
+def _ranges(rows: np.ndarray) -> str:
+    ends = [(f"{low:.4g}", f"{high:.4g}") for low, high in zip(rows.min(0), rows.max(0))]
+    return " x ".join(low if low == high else f"{low}–{high}" for low, high in ends)

@@ -1,0 +1,54 @@
+"""Results as files in the scan's own geometry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from semisam_o1.data.formats import NIFTI
+from semisam_o1.data.grids import Grid
+from semisam_o1.files import atomic_write
+
+GEOMETRY = (
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+
+
+def write_weights(path: str | Path, state: dict) -> None:
+    """A plain ``state_dict`` of CPU tensors."""
+    with atomic_write(path) as aside:
+        torch.save({key: value.detach().cpu() for key, value in state.items()}, aside)
+
+
+def write_label(path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid) -> None:
+    """``label`` (H, W, D) as uint8 NIfTI (uint16 beyond 255 classes) on the grid of ``scan``, the scan's file.
+
+    Where the scan is NIfTI, sform, qform, their codes and the units are its own, so that viewers lay one on the other.
+    """
+    _write(path, label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16), scan, grid)
+
+
+def write_share(path: str | Path, share: np.ndarray, scan: str | Path, grid: Grid) -> None:
+    """``share`` (H, W, D) in [0, 1], an uncertainty or a confidence, kept as 8 bits, on the scan's grid."""
+    _write(path, np.clip(np.rint(share * 255), 0, 255).astype(np.uint8), scan, grid, 1 / 255)
+
+
+def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, slope: float | None = None) -> None:
+    if array.shape != tuple(grid.shape):
+        raise ValueError(f"{path}: result of shape {array.shape} for a scan of shape {tuple(grid.shape)}.")
+    image = nibabel.Nifti1Image(array, grid.affine)
+    if NIFTI.fits(scan):
+        source = nibabel.load(scan).header
+        for field in GEOMETRY:  # as stored, also where a code says that a form is not to be used
+            image.header[field] = source[field]
+        image.header["pixdim"][:4] = source["pixdim"][:4]
+    else:
+        image.header.set_xyzt_units("mm")
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
+    with atomic_write(path) as aside:
+        nibabel.save(image, aside)

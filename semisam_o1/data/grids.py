@@ -1,0 +1,73 @@
+"""Grids: where voxels lie, the working space that suits them, and the way from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    SpatialResample,
+)
+
+from semisam_o1.types import Affine, Probabilities
+
+LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottom
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a scan lie: ``affine`` (4, 4), voxel index to RAS mm, and ``shape`` (H, W, D)."""
+
+    affine: Affine
+    shape: tuple[int, ...]
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size along each stored axis, mm, (3,)."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def working_shape(case_grid: Grid, spacing: float) -> np.ndarray:
+    """Voxels a side (3,), RAS order, that a scan takes in the working space."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(case_grid.shape) - 1)
+    world = corners @ case_grid.affine[:3, :3].T
+    return np.ceil(np.ptp(world, axis=0) / spacing + 0.5).astype(int)
+
+
+def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor: int = 8) -> list[int]:
+    """Sides of a training patch, RAS order: the median scan, in whole multiples of ``divisor``, at most ``max_voxels``.
+
+    Where the whole scan is more than that, the longest side is shortened until it fits.
+    """
+    sides = np.median([working_shape(grid, spacing) for grid in grids], axis=0)
+    sides = np.maximum(np.ceil(sides / divisor), 2).astype(int) * divisor
+    sides[sides.argmax()] = max(sides.max(), LONGEST_SIDE)
+    while sides.prod() > max_voxels and sides.max() > LONGEST_SIDE:
+        sides[sides.argmax()] -= divisor
+    return [int(n) for n in sides]
+
+
+def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
+    """An isotropic working spacing in mm: the median scan holds about ``max_voxels`` voxels, none finer than stored.
+
+    It depends on the field of view alone, so scans whose true voxel size is unknown are worked on equally well.
+    """
+    extents = [np.prod(np.array(grid.shape[:3]) * grid.spacing) for grid in grids]
+    finest = np.median([grid.spacing.min() for grid in grids])
+    return float(f"{max((np.median(extents) / max_voxels) ** (1 / 3), finest):.5g}")
+
+
+def to_grid(
+    volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear", outside: str = "border"
+) -> torch.Tensor:
+    """Resample ``volume`` (C, h, w, d), lying where ``affine`` says, onto ``grid``: (C, H, W, D).
+
+    ``outside`` of it are the values of its "border", or "zeros".
+    """
+    source = MetaTensor(
+        volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)
+    )
+    resample = SpatialResample(mode=mode, padding_mode=outside, dtype=torch.float32)
+    return resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()

@@ -1,0 +1,61 @@
+"""Image files, wherever they lie, as cases: what a trained model is asked about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of, read_volume
+from semisam_o1.types import Case, DatasetError
+
+log = logging.getLogger("semisam_o1")
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images of a folder, or of its ``images`` or ``data`` where it has one, sorted."""
+    folder = Path(folder).expanduser()
+    inner = next((folder / name for name in ("images", "data") if (folder / name).is_dir()), folder)
+    return sorted(path for path in inner.glob("*") if format_of(path))
+
+
+def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
+    """Image files, wherever they lie, as cases named after them.
+
+    Raises:
+        DatasetError: a file is missing, of no known format, or shares its name with another.
+    """
+    cases: dict[str, Case] = {}
+    for path in [images] if isinstance(images, (str, Path)) else images:
+        path = Path(path).expanduser()
+        if not path.is_file() or format_of(path) is None:
+            found = "no such file" if not path.is_file() else "an unknown format"
+            raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
+        name = case_name(path)
+        if name in cases:
+            raise DatasetError(f"{path}: another image is called '{name}' too; results would overwrite each other.")
+        cases[name] = Case(name, path, None, "new")
+    return list(cases.values())
+
+
+def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "image", hdf5_spacing=None) -> list[Case]:
+    """`cases_of` without those that cannot be read, which are named in the log, as is a voxel size nobody said.
+
+    Raises:
+        DatasetError: none can be read.
+    """
+    cases, found = cases_of(images), []
+    if hdf5_spacing is None and not all(format_of(case.image).has_geometry for case in cases):
+        log.warning(UNSAID_SPACING)
+    for case in cases:
+        try:
+            volume = read_volume(case.image, hdf5_key)
+            if volume.ndim != 4 or not volume.isfinite().all():
+                raise ValueError(f"shape {tuple(volume.shape[1:])}; expected three axes and finite numbers")
+        except Exception as error:  # whatever a reader raises on a damaged file
+            log.warning("case %s cannot be read and is left out: %s", case.name, error)
+        else:
+            found.append(case)
+    if cases and not found:
+        raise DatasetError(f"None of the {len(cases)} images can be read.")
+    return found

@@ -1,0 +1,167 @@
+"""How a scan gets from its file to the working space and a result gets back: MONAI readers and chains.
+
+The working space is axis-aligned RAS at one isotropic spacing for the whole cohort: `Orientationd("RAS")`, then
+`Spacingd(..., diagonal=True)`, so that oblique scans are turned upright too. Results return by their affines
+alone (`to_grid`), whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    EnsureTyped,
+    KeepLargestConnectedComponent,
+    Lambdad,
+    MapTransform,
+    Orientationd,
+    Pad,
+    RandFlipd,
+    Spacingd,
+)
+from monai.utils import CommonKeys as Keys
+from scipy.ndimage import gaussian_filter
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.formats import LoadScand, read_volume
+from semisam_o1.data.intensities import INTENSITIES
+from semisam_o1.types import Volume
+
+ONE_COMPONENT = 0.95  # of a class's voxels in its largest component: the field of view may cut veins and the like off
+
+
+class AntiAliasd(MapTransform):
+    """Gaussian smoothing ahead of a resampling to ``spacing`` mm, where that is coarser than the scan.
+
+    The standard deviation is (ratio - 1)/2 voxels an axis, as scikit-image takes it; finer or equal axes stay.
+    """
+
+    def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False):
+        super().__init__(keys, allow_missing_keys)
+        self.spacing = np.broadcast_to(spacing, 3)
+
+    def __call__(self, data: Mapping[Hashable, Volume]) -> dict:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            stored = np.linalg.norm(np.asarray(data[key].affine)[:3, :3], axis=0)
+            sigma = np.maximum(0, (self.spacing / stored - 1) / 2)
+            if sigma.max() > 0.05:  # less is not felt
+                smooth = gaussian_filter(data[key].numpy(), (0, *sigma), mode="nearest", truncate=3)
+                volume = data[key]
+                data[key] = MetaTensor(
+                    torch.from_numpy(smooth), meta=volume.meta, applied_operations=volume.applied_operations
+                )
+        return data
+
+
+class SpacingAloned(Spacingd):
+    """MONAI's `Spacingd`, shown its keys alone.
+
+    It takes whatever else begins like a key for meta data: MONAI Label's ``image_path``, a text, would be an error.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Volume], lazy: bool | None = None) -> dict:
+        return dict(data) | super().__call__({key: data[key] for key in self.key_iterator(data)}, lazy)
+
+
+def image_chain(
+    spacing: float | Sequence[float] | None,
+    hdf5_key: str = "image",
+    hdf5_spacing=None,
+    intensities: str | None = "percentiles",
+    frame: str = "world",
+) -> Compose:
+    """``image`` from its file to the working space: (1, H, W, D), RAS, ``spacing`` mm.
+
+    Intensities are normalised on the stored voxels, before anything is resampled, so that orientation, padding and
+    obliqueness cannot change them: "percentiles" clips to the 1st and 99.5th and z-normalises, "foreground"
+    z-normalises by the voxels above zero (as SAM-Med3D was trained), None leaves them. ``spacing`` None keeps the
+    stored grid (the published code's way). ``frame`` "world" turns oblique scans upright; "stored" keeps their own
+    axes, the nearest to RAS, for where the patient lay askew and not the scan.
+    """
+    if intensities not in INTENSITIES:
+        raise ValueError(f"intensities '{intensities}': expected one of {', '.join(map(str, INTENSITIES))}.")
+    load = LoadScand(Keys.IMAGE, dataset=hdf5_key, spacing=hdf5_spacing)
+    return Compose([load, *INTENSITIES[intensities](Keys.IMAGE), *_resampling(Keys.IMAGE, spacing, frame)])
+
+
+def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_spacing=None) -> Compose:
+    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
+
+    Classes beyond the last count as the last, which merges all foreground where there are two.
+    """
+    load = LoadScand(Keys.LABEL, dataset="label", spacing=hdf5_spacing)
+    merge = Lambdad(Keys.LABEL, lambda label: label.clamp(max=num_classes - 1))
+    return Compose([load, merge, AsDiscreted(Keys.LABEL, to_onehot=num_classes), *_resampling(Keys.LABEL, spacing)])
+
+
+def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = "world") -> list:
+    if spacing is None:
+        return [EnsureTyped(key, dtype=torch.float32)]
+    spacing = [float(s) for s in np.broadcast_to(spacing, 3)]
+    return [
+        Orientationd(key, axcodes="RAS", labels=None),
+        AntiAliasd(key, spacing),
+        SpacingAloned(key, pixdim=spacing, diagonal=frame == "world", mode="bilinear", padding_mode="border"),
+        EnsureTyped(key, dtype=torch.float32),
+    ]
+
+
+class PublishedPadd(MapTransform):
+    """Zeros on both sides of every axis, as the published code pads before its crop; for (C, H, W, D).
+
+    If any side s is at most that of the patch p, every axis gets max((p - s) div 2 + 3, 0) on each side.
+    """
+
+    def __init__(self, keys: KeysCollection, patch_size: Sequence[int]):
+        super().__init__(keys)
+        self.patch_size = tuple(int(n) for n in patch_size)
+
+    def __call__(self, data: Mapping[Hashable, Volume]) -> dict:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            sides = data[key].shape[1:]
+            if any(s <= p for s, p in zip(sides, self.patch_size)):
+                pads = [max((p - s) // 2 + 3, 0) for s, p in zip(sides, self.patch_size)]
+                data[key] = Pad([(0, 0), *((n, n) for n in pads)], mode="constant")(data[key])
+        return data
+
+
+def random_flips(keys: KeysCollection, axes: Sequence[int], prob: float = 0.5) -> Compose:
+    """`RandFlipd` along each of ``axes``, each by itself."""
+    return Compose([RandFlipd(keys, prob=prob, spatial_axis=axis) for axis in axes])
+
+
+def chain(parts: Sequence[Compose | Sequence]) -> Compose:
+    """Several chains as one flat `Compose`, of which `CacheDataset` can cache the deterministic head."""
+    return Compose([step for part in parts for step in (part.transforms if isinstance(part, Compose) else part)])
+
+
+def keep_largest(label: Volume, classes: Sequence[int]) -> Volume:
+    """``label`` (1, H, W, D) with the largest component of each of ``classes`` alone; the rest is background."""
+    keep = KeepLargestConnectedComponent(list(classes), is_onehot=False)
+    return keep(label.clone()) if len(classes) else label  # it works in place
+
+
+def template_components(cohort: Cohort) -> list[int]:
+    """`largest_component_classes` of the templates' labels."""
+    labels = [read_volume(case.label, "label", cohort.hdf5_spacing) for case in cohort.templates]
+    return largest_component_classes(labels, cohort.num_classes)
+
+
+def largest_component_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
+    """The foreground classes that are one piece in each of ``labels`` (1, H, W, D) that has them; one must."""
+    found = []
+    labels = [label.clamp(max=num_classes - 1) for label in labels]
+    for number in range(1, num_classes):
+        there = [label for label in labels if (label == number).any()]
+        shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in there]
+        if shares and min(shares) >= ONE_COMPONENT:
+            found.append(number)
+    return found

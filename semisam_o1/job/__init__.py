@@ -1,0 +1,23 @@
+"""The whole job: its stages, what it remembers, what it hands out."""
+
+from semisam_o1.job.config import config_in_use
+from semisam_o1.job.job import Job
+from semisam_o1.job.training_data import (
+    epoch_length,
+    image_items,
+    labelled_items,
+    missing_items,
+    round_length,
+    training_items,
+)
+
+__all__ = [
+    "Job",
+    "config_in_use",
+    "epoch_length",
+    "image_items",
+    "labelled_items",
+    "missing_items",
+    "round_length",
+    "training_items",
+]

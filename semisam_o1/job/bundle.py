@@ -1,0 +1,106 @@
+"""Trained models: the bundle of a run, and checkpoints of the published code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import semisam_o1
+from semisam_o1.files import write_json
+from semisam_o1.job.config import JobConfig
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import UserError
+from semisam_o1.weights import read_weights
+
+# What train.json and inference.json describe by the same ids: how a scan reaches the network, the network, how it is
+# asked, what becomes of its answer, and the reading of HDF5.
+SHARED = (
+    "preprocessing",
+    "network_def",
+    "prediction_network",
+    "inferer",
+    "largest_component",
+    "amp",
+    "image_key",
+    "spacing",
+)
+KEPT = ("device", "network", "imports")  # ids of inference.json that stay as shipped, though SHARED refers to them
+
+
+def prediction_config(config: JobConfig) -> dict:
+    """The ids SHARED and all that they refer to: as they stand, or as resolved where they follow from the data set.
+
+    A network with several outputs comes with what picks its logits around it, since MONAI Label looks at
+    ``network_def`` alone.
+    """
+    found, waiting = {}, list(SHARED)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in KEPT:
+            continue
+        if name in config.settings and "cohort" in config.needed([name]):
+            found[name] = config.settings[name]
+        else:
+            found[name] = config.raw[name]
+            waiting += config.refers_to(name)
+    if isinstance(found["prediction_network"], dict):
+        found["network_def"] = found["prediction_network"] | {"network": found["network_def"]}
+        found["prediction_network"] = "@network"
+    return found
+
+
+def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
+    """``run/bundle``: configs, docs and licence as shipped, the weights of ``round``, and how the run predicts."""
+    bundle, shipped = run.bundle, Path(semisam_o1.BUNDLE_ROOT)
+    shutil.copytree(
+        shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True
+    )
+    (bundle / "models").mkdir(exist_ok=True)
+    shutil.copyfile(run.round(round).model, bundle / "models" / "model.pt")
+
+    inference = json.loads((shipped / "configs" / "inference.json").read_text(encoding="utf-8"))
+    write_json(bundle / "configs" / "inference.json", inference | prediction_config(config))
+
+    cohort = config.cohort
+    metadata = json.loads((shipped / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    channels = {str(number): name for number, name in cohort.classes.items()}
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    output |= {"num_channels": cohort.num_classes, "channel_def": channels, "value_range": [0, cohort.num_classes - 1]}
+    for end in ("inputs", "outputs"):
+        for part in metadata["network_data_format"][end].values():
+            part["spatial_shape"] = config.setting("patch_size")
+    write_json(bundle / "configs" / "metadata.json", metadata)
+
+
+def published_model(weights: str | Path, method: str) -> dict:
+    """The ids of ``inference.json`` for a checkpoint of the published code: its network, and how it saw scans.
+
+    Scans keep their stored grid and intensities; windows of 128 a side, half overlapping, of uniform weight.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it holds no such network.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    head = read_weights(path).get("final.weight")
+    if head is None:
+        raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
+    name = "UNet3DSDF" if method == "dtc" else "UNet3D"
+    network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": len(head)}
+    what = f"the network of '{method}', {name}({len(head)} classes)"
+    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "file": str(path), "what": what}
+    alone = {"_target_": "semisam_o1.networks.LogitsAlone", "network": loaded}
+    return {
+        "network_def": alone if method == "dtc" else loaded,
+        "out_channels": len(head),
+        "train_spacing": None,
+        "intensities": None,
+        "patch_size": [128, 128, 128],
+        "bfloat16": False,
+        "windows#mode": "constant",
+        "view_turn": 0,
+        "evaluator#val_handlers#0#_disabled_": True,
+    }

@@ -1,0 +1,127 @@
+"""The config of a job: the only module of the job that parses it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from monai.bundle import ConfigParser
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import ID_SEP_KEY
+
+from semisam_o1.data.cohort import Cohort
+
+ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate")  # ids that are not settings
+SEPARATOR = "#"  # of the parts of an id, as configs and people write it; MONAI's own is ID_SEP_KEY
+PLAIN = (int, float, str, bool, type(None))
+
+
+class JobConfig:
+    """What a bundle's config comes to, for one stage after another.
+
+    Every stage builds what it needs afresh and lets go of it after, so that nothing of one round lingers in the next.
+    The cohort alone is built once and shared.
+
+    Args:
+        raw: the config as the bundle's files and the command line say it.
+
+    Raises:
+        DatasetError: the data set cannot be worked on.
+    """
+
+    def __init__(self, raw: dict):
+        self.raw = raw
+        self.cohort: Cohort = ConfigParser(copy.deepcopy(raw)).get_parsed_content("cohort")
+        self.settings = self._settings()
+
+    def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
+        """What ``id`` comes to, in ``round``, with other ids ``changed``."""
+        parser = self._parser()
+        parser.update(changed | ({} if round is None else {"round": round}))
+        return parser.get_parsed_content(id)
+
+    def setting(self, id: str) -> Any:
+        """The value of a top-level id that is a number, a text or a list of them."""
+        return self.settings[id]
+
+    def leaves(self) -> dict[str, Any]:
+        """Every value of the config by its whole id (``train#optimizer#lr``), plain settings as they are resolved."""
+        return flatten({name: value for name, value in (self.raw | self.settings).items() if name not in ACTIONS})
+
+    def needed(self, ids: Iterable[str]) -> set[str]:
+        """The ids that ``ids`` are made of: themselves, what they hold, and what those refer to."""
+        found, waiting = set(), list(ids)
+        while waiting:
+            id = waiting.pop()
+            if id not in found and id in self._items:
+                found.add(id)
+                waiting += self._parts(id)
+        return found
+
+    def refers_to(self, name: str) -> set[str]:
+        """The other top-level ids to which a top-level id and what it holds refer."""
+        inside = {id for id in self._items if id.split("#")[0] == name}
+        return {part.split("#")[0] for id in inside for part in self._parts(id)} - {name}
+
+    def _parts(self, id: str) -> list[str]:
+        """What an id holds, and what its own text refers to."""
+        config = self._items[id].get_config()
+        keys = config if isinstance(config, dict) else range(len(config)) if isinstance(config, list) else ()
+        refers_to = ReferenceResolver.find_refs_in_config(config=config, id=id)
+        return [*(found.replace(ID_SEP_KEY, SEPARATOR) for found in refers_to), *(f"{id}#{key}" for key in keys)]
+
+    @functools.cached_property
+    def _items(self) -> dict[str, Any]:
+        """MONAI's items of the raw config by id; they are parsed, and none is built."""
+        parser = ConfigParser(copy.deepcopy(self.raw))
+        parser.parse()
+        return {id.replace(ID_SEP_KEY, SEPARATOR): item for id, item in parser.ref_resolver.items.items()}
+
+    def _parser(self) -> ConfigParser:
+        return ConfigParser(
+            copy.deepcopy({k: v for k, v in self.raw.items() if k != "cohort"}) | {"cohort": self.cohort}
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        parser, found = self._parser(), {}
+        for name, value in self.raw.items():
+            if name in ACTIONS or name == "cohort" or isinstance(value, dict):
+                continue
+            value = parser.get_parsed_content(name)
+            parts = value if isinstance(value, (list, tuple)) else [value]
+            if all(isinstance(part, PLAIN) for part in parts):
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+def flatten(value: Any, id: str = "") -> dict[str, Any]:
+    """``{"a": {"b": [1]}}`` -> ``{"a#b#0": 1}``; what is empty stays a value."""
+    if isinstance(value, Mapping) and value:
+        pairs = list(value.items())
+    elif isinstance(value, (list, tuple)) and value:
+        pairs = list(enumerate(value))
+    else:
+        return {id: value}
+    return {k: v for key, part in pairs for k, v in flatten(part, f"{id}#{key}" if id else str(key)).items()}
+
+
+def reaches(needed: set[str], leaf: str) -> bool:
+    """Whether a value of a config is among the ids ``needed``, by itself or in what holds it."""
+    parts = leaf.split("#")
+    return any("#".join(parts[:length]) in needed for length in range(1, len(parts) + 1))
+
+
+def config_in_use() -> dict:
+    """The raw config of the parser that is evaluating the ``$`` expression in which this is called.
+
+    MONAI hands an expression what it refers to, but not the config itself, of which a job builds its stages. The
+    command line hands its own over, and needs none of this.
+    """
+    for caller in inspect.stack():
+        parser = caller.frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            return copy.deepcopy(parser.get())
+    raise RuntimeError("config_in_use() has a meaning only inside an expression of a MONAI bundle config.")

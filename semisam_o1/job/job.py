@@ -1,0 +1,202 @@
+"""The whole job on one data set and one RUN folder: its stages in their order, each once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+
+from monai.utils import set_determinism
+
+from semisam_o1.job import results, selection
+from semisam_o1.job.bundle import write_bundle
+from semisam_o1.job.config import JobConfig
+from semisam_o1.job.record import RunRecord
+from semisam_o1.job.resume import Journal, lock_folder
+from semisam_o1.job.settings import try_out
+from semisam_o1.job.stages import ROUND_0, Stage, predict, remove_stale, round_stages, stage_named
+from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.report.metrics import summary_text, write_csv
+from semisam_o1.report.page import write_report
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import Case, DatasetError
+
+log = logging.getLogger("semisam_o1")
+
+
+class Job:
+    """The whole job.
+
+    Args:
+        config: the raw config of the bundle.
+
+    Raises:
+        DatasetError: the data set cannot be worked on, or the folder is of an earlier layout; nothing has been
+            written then.
+    """
+
+    def __init__(self, config: dict):
+        self.config = JobConfig(config)
+        self.cohort = self.config.cohort
+        self.run_folder = RunFolder(self.config.setting("output_dir"))
+        self.record = RunRecord(self.run_folder, self.config)
+        self.auto = self.config.setting("num_rounds") == "auto"
+        if not self.auto:
+            self.record.rounds = self.record.best_round = int(self.config.setting("num_rounds"))
+
+    # What a user can ask for.
+
+    def run(self) -> None:
+        """Every stage, from scans to pseudo-labels, trained bundle and report; those that are done already are kept."""
+        if self.auto or self.record.rounds:
+            try_out(self.config)
+        with lock_folder(self.run_folder.path):
+            journal = self._begin()
+            for stage in self._stages():
+                if stage.name in journal.done:
+                    continue
+                self._work(stage)
+                journal.add(stage.name)
+            self.finish()
+
+    def propagate(self) -> None:
+        """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
+        if self.run_folder.round(1).path.is_dir():
+            path = self.run_folder.path
+            raise DatasetError(f"{path} holds a run with trained rounds; name another folder for round 0 alone.")
+        self.record.rounds, self.record.best_round, self.auto = 0, 0, False
+        self.run()
+
+    def alone(self, name: str, round: int = 0) -> None:
+        """One stage by itself, from its beginning: "features", "propagation", "training", ..., or "finish"."""
+        with lock_folder(self.run_folder.path):
+            self.record.take_up()
+            if name == "finish":
+                self.finish()
+            elif name == "features":
+                self._work(ROUND_0[0])
+            elif name == "propagation":
+                self._propagate_anew()
+            elif name == "quality" and round == 0:
+                self._work(ROUND_0[3])
+            else:
+                if name == "training":  # a half-done one is of other settings, perhaps
+                    self.run_folder.round(round).training_state.unlink(missing_ok=True)
+                self._work(stage_named(f"round_{round}/{name}"))
+
+    def prepare_round(self) -> None:
+        """Round 0 where it is missing, so that one round's trainer can start (MONAI Label calls ``run``)."""
+        folder = self.run_folder.round(0)
+        if not all(folder.label(case.name).exists() for case in self.cohort.pool):
+            self._work(ROUND_0[0])
+            self._propagate_anew()
+            self._work(ROUND_0[3])
+
+    def predict_missing(self, split: str) -> None:
+        """Predictions of the round handed out for those cases of a split that have none."""
+        number = self.record.best_round
+        folder = self.run_folder.round(number)
+        missing = [case for case in self.cohort.split(split) if not folder.prediction(case.name).exists()]
+        if number and missing:
+            self._work(stage_named(f"round_{number}/prediction"), missing)
+
+    def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
+        """Rows of metrics.csv for whatever labels the run folder holds and truth exists for."""
+        definition = self.config.setting("metric_definition")
+        return results.scores(self.run_folder, self.cohort, splits, self.record.rounds, definition)
+
+    def finish(self) -> None:
+        """Final labels, figures, the list for review, the trained bundle, the report."""
+        run, record = self.run_folder, self.record
+        record.warnings = selection.doubts(run, record.best_round)
+        for doubt in record.warnings:
+            log.warning(doubt)
+        with self._stopwatch("evaluation"):
+            cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.best_round)
+            results.hand_out(folder, run, cases)
+            results.write_review(folder, run, cases)
+            rows = self.evaluate()
+            write_csv(rows, run.metrics)
+        if record.rounds:
+            write_bundle(run, self.config, record.best_round)
+        record.write()
+        write_report(run.path, self.cohort)
+        if rows:
+            log.info("\n%s", summary_text(rows))
+        log.info("labels: %s", run.pseudo_labels)
+        log.info("report: %s", run.report)
+
+    # How.
+
+    def _stages(self) -> Iterator[Stage]:
+        """Every stage in its order. With ``num_rounds`` auto, rounds end when the labels settle."""
+        yield from ROUND_0
+        last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
+        for number in range(1, last + 1):
+            yield from round_stages(number, self.auto or number < last or self.config.setting("refine_last"))
+            if self.auto:
+                self.record.rounds, self.record.best_round = number, self._best_round(number)
+                if self._settled(number):
+                    break
+        if self.auto:
+            log.info("the labels of round %d of %d are handed out", self.record.best_round, self.record.rounds)
+
+    def _work(self, stage: Stage, cases: Sequence[Case] | None = None) -> None:
+        """Do one stage, unless its setting says that there is nothing to do; ``cases``: some alone, of a prediction."""
+        if stage.wanted and not self.config.setting(stage.wanted):
+            return
+        with self._stopwatch(stage.title, stage.round):
+            predict(self, stage.round, cases) if cases is not None else stage.work(self, stage.round)
+
+    def _propagate_anew(self) -> None:
+        """Round 0's labels from the beginning: what is there may be of other features."""
+        shutil.rmtree(self.run_folder.round(0).work("").folder, ignore_errors=True)
+        for stage in ROUND_0[1:3]:
+            self._work(stage)
+
+    def _stopwatch(self, title: str, round: int = 0) -> Stopwatch:
+        set_determinism(int(self.config.setting("seed")) + round)
+        log.info("%s", title)
+        return Stopwatch(title, self._stage_done)
+
+    def _stage_done(self, title: str, seconds: float, peak_mib: float) -> None:
+        log.info("%s: %.0f s, peak %.0f MiB", title, seconds, peak_mib)
+        self.record.add_stage(title, seconds, peak_mib)
+
+    def _begin(self) -> Journal:
+        """Go on where an earlier start with the same settings and data ended; else from the beginning.
+
+        Raises:
+            DatasetError: the folder was begun with other settings.
+        """
+        files = [(case.name, case.split, case.image) for case in self.cohort.cases]
+        files += [(case.name, "label", case.label) for case in self.cohort.templates]
+        data = {f"cohort#{split} {name}": [path.stat().st_size, path.stat().st_mtime_ns] for name, split, path in files}
+        journal = Journal(
+            self.run_folder, self.config.leaves() | data, lambda step: self.config.needed(stage_named(step).needs())
+        )
+        if journal.open(self.config.setting("restart_from")):
+            if journal.done:
+                log.info("going on after: %s", ", ".join(journal.done))
+            self.record.take_up()
+        else:
+            self.record.stages = []
+            journal.begin()
+        remove_stale(self, journal.done, journal.half_done_fits)
+        self.record.write()
+        return journal
+
+    def _settled(self, number: int) -> bool:
+        """Whether another round is not worth its time: labels hardly change, or are getting worse."""
+        names, (before, after) = (
+            [case.name for case in self.cohort.pool],
+            map(self.run_folder.round, (number - 1, number)),
+        )
+        change = selection.change(before, after, names, self.cohort.num_classes)
+        quality = selection.mean_predicted_dice(after)
+        log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, quality)
+        return change < self.config.setting("least_change") or self.record.best_round != number
+
+    def _best_round(self, last: int) -> int:
+        found = {n: selection.mean_predicted_dice(self.run_folder.round(n)) for n in range(1, last + 1)}
+        return selection.best_round(found, self.config.setting("quality_tolerance"))

@@ -1,0 +1,66 @@
+"""``run.json``: what a run was made with, how long each stage took, what was set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import semisam_o1
+from semisam_o1.files import write_json
+from semisam_o1.job.config import JobConfig
+from semisam_o1.runfolder import LAYOUT, RunFolder
+
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
+
+
+class RunRecord:
+    """The record of a run; what an earlier start left in the folder is taken up.
+
+    Attributes:
+        stages: name, seconds and peak memory (MiB) of each stage.
+        set_aside: case -> why it was left out.
+        rounds, best_round: how many rounds there are, and which one's labels are handed out.
+        warnings: what whoever takes the labels must know first.
+    """
+
+    def __init__(self, run: RunFolder, config: JobConfig):
+        self.run, self.config = run, config
+        kept = run.read_record()
+        self.stages: list[dict] = kept.get("stages", [])
+        self.set_aside: dict[str, str] = dict(config.cohort.set_aside)
+        self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto finds them anew
+        self.warnings: Sequence[str] = ()
+        self._kept_aside = kept.get("set_aside", {})
+
+    def take_up(self) -> None:
+        """Go on with an earlier start: what it set aside stays so."""
+        self.set_aside |= self._kept_aside
+
+    def add_stage(self, name: str, seconds: float, peak_mib: float) -> None:
+        """One stage is done; an earlier entry of the same name goes."""
+        self.stages = [stage for stage in self.stages if stage["stage"] != name]
+        self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
+        self.write()
+
+    def write(self) -> None:
+        config, cohort = self.config, self.config.cohort
+        content = {
+            "layout": LAYOUT,
+            "versions": versions(),
+            "seed": config.setting("seed"),
+            "template": [case.name for case in cohort.templates],
+            "classes": cohort.classes,
+            "warnings": list(self.warnings),
+            "set_aside": self.set_aside,
+            "rounds": self.rounds,
+            "best_round": self.best_round,
+            "stages": self.stages,
+            "settings": config.settings,
+            "config": config.raw,
+        }
+        write_json(self.run.record, content)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those it stands on."""
+    return {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES}

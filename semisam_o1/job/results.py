@@ -1,0 +1,57 @@
+"""What a run hands out once its rounds are done: labels, the list for review, figures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.files import atomic_write
+from semisam_o1.report.metrics import evaluate_folder
+from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.tables import TEXT, write_rows
+from semisam_o1.types import Case
+
+REVIEW = {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"}  # columns of review.csv
+
+
+def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
+    """Copy the labels that a round ends with, each whole or not at all."""
+    for case in cases:
+        if folder.final(case.name).exists():
+            with atomic_write(run.pseudo_label(case.name)) as aside:
+                shutil.copyfile(folder.final(case.name), aside)
+
+
+def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
+    """The cases to look at, those first whose label of that round is trusted least."""
+    uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
+    rows = [
+        {
+            "case": case.name,
+            **uncertainty[case.name],
+            "predicted_dice": quality.get(case.name, {}).get("predicted_dice"),
+        }
+        for case in cases
+        if case.name in uncertainty
+    ]
+    trust = {None: 1.0}  # where no quality was estimated
+    rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))
+    write_rows(run.review, REVIEW, rows)
+
+
+def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, definition: str) -> list[dict]:
+    """Rows of metrics.csv for whatever labels of rounds 0 to ``rounds`` are there and truth exists for."""
+    found, known = [], {}
+    for split in splits:
+        for number in range(rounds + 1):
+            folder = run.round(number)
+            stages = {"copied": folder.copied, "propagated": folder.label}
+            if number:
+                stages = {"predicted": folder.prediction}
+                if not run.refinement_off_before(number + 1):
+                    stages["refined"] = folder.label  # else they are the predictions
+            for stage, label in stages.items():
+                here = {"split": split, "round": number, "stage": stage}
+                found += evaluate_folder(label, cohort.split(split), cohort, here, definition, known)
+    return found

@@ -1,0 +1,36 @@
+"""Whether a run can be made with its settings, found before any long work."""
+
+from __future__ import annotations
+
+from semisam_o1.job.config import JobConfig
+from semisam_o1.types import DatasetError
+
+COUNTS = ("max_iterations", "iterations", "iterations_per_epoch", "most_rounds")  # settings that are counts
+BUILT = ("train#optimizer", "train#random_transforms", "train#method", "inferer")  # components that need no labels
+
+
+def try_out(config: JobConfig) -> None:
+    """Build once what needs no labels: a setting that cannot be is to end the run before its long work.
+
+    Raises:
+        DatasetError: a setting is not what it has to be; names it and what it is.
+    """
+    for name in COUNTS:
+        if not isinstance(value := config.build(name, 1), int) or value < 1:
+            raise DatasetError(f"{name} is {value}: expected a whole number from 1 on.")
+    for number in (1, 2):  # the first may be longer than those that follow
+        steps, logged = (config.build(name, number) for name in ("iterations", "iterations_per_epoch"))
+        if steps % logged:
+            text = f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations."
+            raise DatasetError(text)
+    sides = config.build("patch_size", 1)
+    if not isinstance(sides, (list, tuple)) or len(sides) != 3 or not all(isinstance(n, int) for n in sides):
+        raise DatasetError(f"patch_size is {sides}: expected three whole numbers, voxels along R, A and S.")
+    for id in BUILT:
+        try:
+            config.build(id, 1)
+        except Exception as error:  # noqa: BLE001 - whatever a component raises at a bad argument
+            cause = error
+            while cause.__cause__ or cause.__context__:
+                cause = cause.__cause__ or cause.__context__
+            raise DatasetError(f"'{id}' cannot be built with these settings: {cause}") from error

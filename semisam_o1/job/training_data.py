@@ -1,0 +1,57 @@
+"""What networks are shown: items of images alone, and what a round learns from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.features import FeatureStore
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import Case
+
+log = logging.getLogger("semisam_o1")
+
+
+def image_items(cases: Sequence[Case]) -> list[dict]:
+    """``case`` and ``image`` of each case, for a dataset that is to see no label."""
+    return [{"case": case.name, "image": str(case.image)} for case in cases]
+
+
+def missing_items(store: FeatureStore, cases: Sequence[Case]) -> list[dict]:
+    """`image_items` of those cases whose features are not in the store."""
+    return image_items(store.missing(cases))
+
+
+def labelled_items(cases: Sequence[Case]) -> list[dict]:
+    """Image and truth of each case that has truth, for validation."""
+    return [case.item() for case in cases if case.label]
+
+
+def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predicted_dice: float = 0.0) -> list[dict]:
+    """What round ``round`` learns from: templates with their labels, the pool with those of the round before.
+
+    A pool scan without a label of that round (its propagation failed) is left out, and so is one whose label has a
+    predicted Dice below ``min_predicted_dice``; where none has more, all are taken.
+    """
+    before = RunFolder(output_dir).round(round - 1)
+    quality = {name: row["predicted_dice"] for name, row in before.quality.read().items()}
+    items = [case.item() | {"labelled": True} for case in cohort.templates]
+    pool = [case for case in cohort.pool if before.label(case.name).exists()]
+    poor = [case for case in pool if quality.get(case.name, min_predicted_dice) < min_predicted_dice]
+    if poor and len(poor) < len(pool):
+        names = ", ".join(case.name for case in poor)
+        log.info("labels left out of training, judged below a Dice of %g: %s", min_predicted_dice, names)
+        pool = [case for case in pool if case not in poor]
+    return items + [case.item(before.label(case.name)) | {"labelled": False} for case in pool]
+
+
+def round_length(max_iterations: int, first_round_factor: float, warm_start: bool, round: int) -> int:
+    """Training steps of a round: more where its network starts from scratch."""
+    return int(max_iterations * (1 if warm_start and round > 1 else first_round_factor))
+
+
+def epoch_length(iterations: int, most: int = 50) -> int:
+    """The largest divisor of a round's steps up to ``most``: steps from one line of log to the next."""
+    return max(n for n in range(1, most + 1) if iterations % n == 0)

@@ -1,0 +1,101 @@
+"""The refinement between rounds as an Ignite engine: two kinds of vote behind one interface, and the guard.
+
+A kind is called with a case and proposes a label (H, W, D) for it on the scan's grid, or None to leave it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.export import write_label
+from semisam_o1.data.formats import read_volume
+from semisam_o1.features import FeatureStore
+from semisam_o1.files import write_json
+from semisam_o1.report.overlap import mean_dice
+from semisam_o1.round_0.engines import QualityEstimate
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import Case
+
+log = logging.getLogger("semisam_o1")
+
+
+class Guard:
+    """The quality of a label file of a case without truth: its predicted Dice or, where ``quality_estimate`` is off,
+    its Dice with the label that round 0 carried there."""
+
+    def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path, quality_estimate: bool = True):
+        self.cohort, self.carried = cohort, RunFolder(output_dir).round(0).label
+        self.quality = QualityEstimate(store, cohort, output_dir) if quality_estimate else None
+
+    def __call__(self, case: Case, label: Path) -> float:
+        if self.quality is not None:
+            return self.quality(case, label).predicted_dice
+        both = (read_volume(path).as_tensor()[0] for path in (label, self.carried(case.name)))
+        return mean_dice(*both, self.cohort.num_classes)
+
+
+def refinement_engine(
+    propose: Callable[[Case], torch.Tensor | None],
+    cohort: Cohort,
+    output_dir: str | Path,
+    round: int,
+    guard: Callable[[Case, Path], float] | None = None,
+    least_gain: float = 0.001,
+    handlers: Sequence = (),
+) -> Engine:
+    """An engine that runs over the pool and writes a round's labels: predictions, mended where ``propose`` says.
+
+    ``engine.state.replaced`` names the cases whose label changed. Where ``guard`` tells the quality of a label, a
+    proposal of a lower quality than the prediction is turned down; where proposals gain less than ``least_gain`` on
+    average, which is less than the guard can tell, all are turned down and the refinement is switched off.
+    """
+    folder = RunFolder(output_dir).round(round)
+
+    def process(engine: Engine, case: Case) -> None:
+        source, target = folder.prediction(case.name), folder.label(case.name)
+        if not source.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        label = propose(case)
+        if label is None:
+            return
+        write_label(target, label.numpy(), case.image, cohort.grid(case))
+        if guard is not None:
+            engine.state.gains[case] = guard(case, target) - guard(case, source)
+            if engine.state.gains[case] < 0:
+                shutil.copyfile(source, target)
+                return
+        engine.state.replaced.append(case.name)
+
+    engine = Engine(process)
+
+    @engine.on(Events.STARTED)
+    def clear(engine: Engine) -> None:
+        engine.state.replaced, engine.state.gains = [], {}
+
+    @engine.on(Events.COMPLETED)
+    def finish(engine: Engine) -> None:
+        gains = engine.state.gains
+        mean = sum(gains.values()) / max(len(gains), 1)
+        off = bool(gains) and mean < least_gain
+        if gains:
+            log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
+        if off:
+            log.info("refinement is switched off: its proposals are worth no more than the predictions")
+            for case in gains:
+                shutil.copyfile(folder.prediction(case.name), folder.label(case.name))
+            engine.state.replaced = []
+        found = {case.name: gain for case, gain in gains.items()}
+        write_json(folder.refinement, {"switched_off": off, "gains": found, "replaced": engine.state.replaced})
+
+    for handler in handlers:
+        handler.attach(engine)
+    return engine

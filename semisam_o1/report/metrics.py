@@ -1,0 +1,297 @@
+"""How well a label meets the truth: Dice, Jaccard, 95% Hausdorff and average surface distance, always finite.
+
+Two definitions, chosen by name:
+
+========================  =======================================  ==========================================
+what                      ``mm`` (MONAI's)                         ``paper`` (the published code's)
+========================  =======================================  ==========================================
+unit of distance          mm, by the scan's own spacing            voxels
+hd95_mm                   larger of both directions' percentiles   percentile of both directions, pooled
+asd_mm                    mean over both surfaces                  mean from prediction to truth alone
+both labels empty         1, 1, 0, 0                               1, 1, 0, 0
+one of them empty         0, 0, the volume's diagonal twice        0, 0, 200, 100
+========================  =======================================  ==========================================
+
+The diagonal is the farthest that two points of a volume can lie apart, so a missing structure is never scored
+better than a misplaced one, and no NaN enters a mean. The column names end in ``_mm`` under both definitions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_iou
+from monai.metrics.utils import get_mask_edges, get_surface_distance
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.formats import read_volume
+from semisam_o1.tables import COUNT, TEXT, read_rows, write_rows
+from semisam_o1.types import Case
+
+SPLITS = ("pool", "val", "test")
+STAGES = ("copied", "propagated", "predicted", "refined")  # in the order in which a run makes them
+STATISTICS = {"mean": np.mean, "median": np.median}
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One class in a label and in its truth.
+
+    Attributes:
+        prediction, truth: boolean masks (h, w, d).
+        spacing: voxel size (3,) in the unit of distances.
+        diagonal: of the whole volume, in the unit of distances.
+    """
+
+    prediction: np.ndarray
+    truth: np.ndarray
+    spacing: np.ndarray
+    diagonal: float
+
+    @cached_property
+    def present(self) -> int:
+        """How many of the two masks hold a voxel."""
+        return int(self.prediction.any()) + int(self.truth.any())
+
+    @cached_property
+    def distances(self) -> tuple[np.ndarray, np.ndarray]:
+        """From each surface voxel of the prediction to the truth's surface (n,), and from the truth's back (m,)."""
+        # What MONAI's two surface metrics call, called once for both: the distances are nearly all of the cost.
+        edges = get_mask_edges(self.prediction, self.truth)
+        return tuple(get_surface_distance(*e, spacing=self.spacing).astype(float) for e in (edges, edges[::-1]))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that tells how well a label meets the truth. A new one is added to OURS, and every table has it.
+
+    Attributes:
+        name: of its column in metrics.csv.
+        title, unit: its heading in tables for people; ``unit`` is empty for a plain number.
+        better: which of two values is the better one.
+        digits: decimals in tables for people.
+        both_empty: its value where neither label has the class.
+        missed: its value where one alone has the class; None is the volume's diagonal.
+        function: its value where both have it.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower"]
+    digits: int
+    both_empty: float
+    missed: float | None
+    function: Callable[[Pair], float]
+
+    def of(self, pair: Pair) -> float:
+        """Its value for one class of a label."""
+        if pair.present == 2:
+            return float(self.function(pair))
+        missed = pair.diagonal if self.missed is None else self.missed
+        return missed if pair.present else self.both_empty
+
+    def worst(self, values: Iterable[float]) -> float:
+        return min(values) if self.better == "higher" else max(values)
+
+    def text(self, value: float) -> str:
+        return f"{value:.{self.digits}f}"
+
+
+def _overlap(function: Callable[..., torch.Tensor], pair: Pair) -> float:
+    one, other = (torch.from_numpy(mask)[None, None].float() for mask in (pair.prediction, pair.truth))
+    return function(one, other, ignore_empty=False).item()
+
+
+def _percentile(distances: np.ndarray) -> float:
+    return float(np.percentile(distances, 95))
+
+
+# The numbers are digits, both_empty and missed.
+DICE = Measure("dice", "Dice", "", "higher", 3, 1.0, 0.0, lambda pair: _overlap(compute_dice, pair))
+JACCARD = Measure("jaccard", "Jaccard", "", "higher", 3, 1.0, 0.0, lambda pair: _overlap(compute_iou, pair))
+HD95 = Measure("hd95_mm", "HD95", "mm", "lower", 2, 0.0, None, lambda pair: max(map(_percentile, pair.distances)))
+ASD = Measure("asd_mm", "ASD", "mm", "lower", 2, 0.0, None, lambda pair: np.concatenate(pair.distances).mean())
+OURS = (DICE, JACCARD, HD95, ASD)  # charts and captions tell of the first
+PUBLISHED = {  # what the published code measures otherwise
+    HD95: replace(HD95, unit="voxels", missed=200.0, function=lambda pair: _percentile(np.concatenate(pair.distances))),
+    ASD: replace(ASD, unit="voxels", missed=100.0, function=lambda pair: pair.distances[0].mean()),
+}
+# Of each definition; the names are the same in both.
+MEASURES: dict[str, tuple[Measure, ...]] = {"mm": OURS, "paper": tuple(PUBLISHED.get(m, m) for m in OURS)}
+
+
+def columns() -> dict[str, str]:
+    """The columns of metrics.csv, name -> format as `tables` has it; the same under every definition."""
+    fixed = {"case": TEXT, "split": TEXT, "round": COUNT, "stage": TEXT, "class": TEXT}
+    return fixed | {measure.name: ".6f" for measure in MEASURES["mm"]}
+
+
+def score(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], num_classes: int, definition: str = "mm"
+) -> list[dict[str, Any]]:
+    """Score integer labels (H, W, D) against the truth (H, W, D); ``spacing_mm`` (3,) runs along the axes.
+
+    Dice 2|A∩B|/(|A|+|B|), Jaccard |A∩B|/|A∪B|. A surface is the voxels of a class that one of their six
+    neighbours does not share (beyond the volume's edge counts as another class); distances run between voxel
+    centres. Definitions and empty labels: the module's table.
+
+    Returns:
+        one dictionary for each class 1..num_classes - 1 and one for ``mean``, their arithmetic mean: keys ``class``
+        and the measures' names (``dice``, ...). Classes beyond num_classes are not counted.
+
+    Raises:
+        ValueError: the shapes differ or are not 3D, the definition is unknown, or num_classes is under 2.
+    """
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    if prediction.shape != truth.shape or prediction.ndim != 3:
+        raise ValueError(f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D")
+    if definition not in MEASURES:
+        raise ValueError(f"definition of the metrics is '{definition}', expected one of {', '.join(MEASURES)}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)")
+    spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3) if definition == "mm" else np.ones(3)
+    diagonal = float(np.linalg.norm(np.array(truth.shape) * spacing))
+    # Nothing outside the foreground's box changes a number, and boxes are small beside scans.
+    box = _bounding_box((prediction > 0) | (truth > 0))
+    prediction, truth = prediction[box], truth[box]
+    measures, rows = MEASURES[definition], []
+    for number in range(1, num_classes):
+        pair = Pair(prediction == number, truth == number, spacing, diagonal)
+        rows.append({"class": number} | {measure.name: measure.of(pair) for measure in measures})
+    return rows + [{"class": "mean"} | {m.name: float(np.mean([row[m.name] for row in rows])) for m in measures}]
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box (three slices) around every True of ``mask`` (H, W, D); empty where there is none."""
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0))
+    return tuple(box)
+
+
+def evaluate_folder(
+    label: Callable[[str], Path],
+    cases: Iterable[Case],
+    cohort: Cohort,
+    here: Mapping[str, Any],
+    definition: str = "mm",
+    known: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None,
+) -> list[dict[str, Any]]:
+    """Score labels, (H, W, D) in each scan's own grid, against the truth of ``cases``: rows for `write_csv`.
+
+    Cases without truth or without a label file are passed over. Spacing is that of the truth's affine
+    (``cohort.hdf5_spacing`` for HDF5).
+
+    Args:
+        label: a case's name -> where its label lies, if there is one.
+        cohort: gives ``num_classes`` and ``hdf5_spacing``.
+        here: ``split``, ``round`` and ``stage``, written into every row.
+        definition: ``mm`` or ``paper``.
+        known: scores kept by the caller between calls of one run; a file with the bytes of one scored
+            before, as refinement leaves most, is not scored again.
+
+    Raises:
+        ValueError: label and truth of a case differ in shape, or the label is not whole numbers.
+    """
+    known = {} if known is None else known
+    rows = []
+    for case in cases:
+        path = label(case.name)
+        if case.label is None or not path.is_file():
+            continue
+        key = (case.name, definition, hashlib.sha256(path.read_bytes()).hexdigest())
+        if key not in known:
+            known[key] = _evaluate_case(case, path, cohort, definition)
+        rows += [{"case": case.name, **here, **scores} for scores in known[key]]
+    return rows
+
+
+def _evaluate_case(case: Case, path: Path, cohort: Cohort, definition: str) -> list[dict[str, Any]]:
+    label, truth = read_volume(path), read_volume(case.label, "label", cohort.hdf5_spacing)
+    if label.shape != truth.shape:
+        raise ValueError(
+            f"{case.name}: the label {path} has shape {tuple(label.shape[1:])}, the truth {case.label} has"
+            f" {tuple(truth.shape[1:])}; labels must lie in the scan's own grid, so write this one anew"
+        )
+    arrays = []
+    for volume, origin in ((label, path), (truth, case.label)):
+        array = np.asarray(volume[0])
+        whole = array.astype(np.int32)
+        if not np.array_equal(whole, array):
+            raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
+        arrays.append(whole)
+    spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
+    arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merged, where classes are
+    return score(*arrays, spacing, cohort.num_classes, definition)
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+    """Write rows of `evaluate_folder` as ``metrics.csv``, six decimals, whole or not at all."""
+    return write_rows(path, columns(), rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.csv``: ``round`` and a numbered ``class`` as int, the measures as float.
+
+    Raises:
+        ValueError: a column is missing; the message names it.
+    """
+    rows = read_rows(path, columns())
+    return [row | {"class": row["class"] if row["class"] == "mean" else int(row["class"])} for row in rows]
+
+
+def summary(rows: Iterable[Mapping[str, Any]], label: int | str = "mean") -> list[dict[str, Any]]:
+    """A row for each (split, round, stage), in the order of the run, over the cases of ``rows``.
+
+    Keys: ``split``, ``round``, ``stage``, ``cases`` (their number) and, for each measure, ``<measure>_mean``,
+    ``_median`` and ``_worst`` (the smallest overlap, the largest distance).
+
+    Args:
+        label: the class to tell of, or ``mean`` for the mean over the foreground.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["class"] == label:
+            groups.setdefault((row["split"], row["round"], row["stage"]), []).append(row)
+
+    def place(key):
+        return [names.index(k) if k in names else len(names) for k, names in ((key[0], SPLITS), (key[2], STAGES))]
+
+    table = []
+    for key in sorted(groups, key=lambda k: (place(k)[0], k[1], place(k)[1], k)):
+        line = dict(zip(("split", "round", "stage"), key)) | {"cases": len(groups[key])}
+        for measure in MEASURES["mm"]:
+            values = [row[measure.name] for row in groups[key]]
+            line |= {f"{measure.name}_{s}": float(f(values)) for s, f in STATISTICS.items()}
+            line[f"{measure.name}_worst"] = measure.worst(values)
+        table.append(line)
+    return table
+
+
+def summary_text(rows: Iterable[Mapping[str, Any]], unit: str = "mm") -> str:
+    """The summary of ``rows`` as a table for a terminal; distances are called by ``unit``."""
+    first, *others = MEASURES["mm"]
+    titles = [f"{m.title} {unit if m.unit == 'mm' else m.unit}".rstrip() for m in others]
+    head = ["split", "round", "stage", "cases", first.title, "median", "worst", *titles]
+    lines = [head]
+    for line in summary(rows):
+        cells = [str(line[name]) for name in ("split", "round", "stage", "cases")]
+        cells += [first.text(line[f"{first.name}_{s}"]) for s in ("mean", "median", "worst")]
+        lines.append(cells + [m.text(line[f"{m.name}_mean"]) for m in others])
+    if len(lines) == 1:
+        return "no case with truth was scored"
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    left = {0, 2}
+    return "\n".join(
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,29 @@
+"""How far two labels overlap: Dice of hard and of fractional ones (pure functions)."""
+
+from __future__ import annotations
+
+import torch
+
+from semisam_o1.types import Probabilities
+
+
+def mean_dice(one: torch.Tensor, other: torch.Tensor, num_classes: int) -> float:
+    """Mean Dice over the foreground classes of two labels (H, W, D); a class that both lack counts 1."""
+    overlaps = []
+    for number in range(1, num_classes):
+        a, b = one == number, other == number
+        total = float(a.sum() + b.sum())
+        overlaps.append(2 * float((a & b).sum()) / total if total else 1.0)
+    return sum(overlaps) / len(overlaps)
+
+
+def soft_dice(one: Probabilities, other: Probabilities, overlap: str = "min") -> float:
+    """Mean over the foreground classes of 2 |p and q| / (sum p + sum q); a class that both lack is left out.
+
+    |p and q| is the sum of min(p, q), or with ``overlap`` "product" of p q: the expected overlap of a hard label
+    with a truth of which probabilities are known.
+    """
+    both = torch.minimum(one, other) if overlap == "min" else one * other
+    total = (one + other)[1:].flatten(1).sum(1)
+    there = total > 1e-3
+    return float((2 * both[1:].flatten(1).sum(1)[there] / total[there]).mean()) if there.any() else 1.0

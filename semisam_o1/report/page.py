@@ -1,0 +1,236 @@
+"""What a run came to, for people: one page, ``RUN/report.html``, with pictures of labels on their scans.
+
+The page is made from the files of the run folder and the scans alone, so it can be made again at any time. It
+holds its pictures and styles and asks nothing of a network. What it says stands in ``templates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.formats import format_of, read_volume
+from semisam_o1.files import write_text
+from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
+from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.tables import TEXT, read_rows
+from semisam_o1.types import Case
+
+STAGE_NAMES = {"copied": "copied template label (the floor)"}
+NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> what it is called
+
+PAGES = Environment(
+    loader=PackageLoader("semisam_o1.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+# The one place where text becomes HTML without being escaped: the tag escapes its description itself.
+PAGES.filters["picture"] = lambda content, text: Markup(picture_tag(content, text))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a file of ``templates``; whatever ``values`` hold is escaped.
+
+    A template shows a picture, the bytes of a PNG, by ``{{ bytes | picture("its description") }}``.
+    """
+    return PAGES.get_template(template).render(values)
+
+
+class _Table(NamedTuple):
+    """Texts in rows; the columns numbered in ``right`` hold numbers and stand on the right."""
+
+    head: Sequence[str]
+    rows: list[list[str]]
+    right: Collection[int] = ()
+
+
+class _Drawn(NamedTuple):
+    """A case on the page: its picture, or why there is none, and a line below it."""
+
+    name: str
+    note: str
+    png: bytes | None = None
+    problem: str = ""
+
+
+def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> Path:
+    """Write the page of a run, self-contained, whole or not at all, and return its path.
+
+    It reads the run's record, figures, list for review and final labels, each where present, so a run of round 0
+    alone has its page as well.
+
+    Args:
+        run_dir: the run's folder.
+        cohort: gives ``templates``, the cases of each split, ``classes``, ``set_aside`` and how to read HDF5.
+        max_cases: how many cases get a picture, those most in need of review first.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DatasetError: the folder is of an earlier layout.
+    """
+    run = RunFolder(run_dir)
+    if not run.path.is_dir():
+        raise FileNotFoundError(f"{run.path}: no such run folder; expected what a run has written")
+    record = run.read_record()
+    settings = record.get("settings", {})
+    measures = MEASURES[settings.get("metric_definition", "mm")]
+    rows = read_csv(run.metrics) if run.metrics.is_file() else []
+    split = settings.get("split", "pool")
+    aside = {**record.get("set_aside", {}), **cohort.set_aside}
+    stages = [[stage.get(k) for k in ("stage", "seconds", "peak_memory_mib")] for stage in record.get("stages", [])]
+    page = render(
+        "report.html.j2",
+        names=", ".join(case.name for case in cohort.templates),
+        warnings=record.get("warnings", []),
+        legend=[*((class_colour(n), name) for n, name in _foreground(cohort)), (TRUTH_COLOUR, "truth, where known")],
+        templates=[_drawn(case, case.label, cohort, "the given label", is_template=True) for case in cohort.templates],
+        numbers=_numbers(rows, cohort, measures),
+        cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases),
+        total=len(cohort.split(split)),
+        set_aside=_table(["case", "reason"], sorted(aside.items())),
+        stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),
+        settings=_table(["setting", "value"], {"seed": record.get("seed"), **settings}.items()),
+        versions=_table(["package", "version"], record.get("versions", {}).items()),
+    )
+    write_text(run.report, page)
+    return run.report
+
+
+def _foreground(cohort: Cohort) -> list[tuple[int, str]]:
+    """Number and name of each class but the background."""
+    return [(number, name) for number, name in sorted(cohort.classes.items()) if number > 0]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[int] = ()) -> _Table:
+    return _Table(head, [[_cell(value) for value in row] for row in rows], right)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_cell(v) for v in value) or "none"
+    return "not set" if value is None else str(value)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], cohort: Cohort, measures: Sequence[Measure]) -> dict[str, Any]:
+    """The table of numbers a round and the chart of the first measure, from the rows of metrics.csv; empty without."""
+    lines = summary(rows)
+    if not lines:
+        return {}
+    first, *others = measures
+    key = itemgetter("split", "round", "stage")
+    foreground = _foreground(cohort)
+    classes = foreground if len(foreground) > 1 else []  # one class: its mean is the mean
+    each = [{key(line): line[f"{first.name}_mean"] for line in summary(rows, number)} for number, _ in classes]
+    head = ["split", "round", "stage", "cases", f"{first.title}, mean", "median", "worst"]
+    head += [f"{first.title}, {name}" for _, name in classes]
+    head += [f"{m.title}, {m.unit}" if m.unit else m.title for m in others]
+    table = []
+    for line in lines:
+        cells = [line["split"], line["round"], STAGE_NAMES.get(line["stage"], line["stage"]), line["cases"]]
+        cells += [first.text(line[f"{first.name}_{s}"]) for s in ("mean", "median", "worst")]
+        cells += [first.text(means.get(key(line), float("nan"))) for means in each]
+        table.append(cells + [m.text(line[f"{m.name}_mean"]) for m in others])
+    *most, last = (m.title for m in others)
+    return {
+        "table": _table(head, table, right={*range(len(head))} - {0, 2}),
+        "means": f"{', '.join(most)} and {last}",
+        "charted": first.title,
+        "chart": _chart(lines, first),
+    }
+
+
+def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
+    """The mean of a measure a round, a line for each split and stage, from `summary`'s rows: a PNG."""
+    figure = Figure(figsize=(5.6, 2.8), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    rounds = sorted({line["round"] for line in table})
+    pairs = [(split, stage) for split in SPLITS for stage in STAGES]
+    colours = {"pool": "#0072B2", "val": "#CC79A7", "test": "#D55E00"}
+    styles = {
+        "copied": ("none", "x"),
+        "propagated": ("-", "s"),
+        "predicted": ("-", "o"),
+        "refined": ("--", "^"),
+    }
+    for split, stage in pairs:
+        points = [
+            (line["round"], line[f"{first.name}_mean"])
+            for line in table
+            if (line["split"], line["stage"]) == (split, stage)
+        ]
+        if not points:
+            continue
+        style, marker = styles[stage]
+        look = {
+            "color": colours[split],
+            "linestyle": style,
+            "marker": marker,
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
+        axis.plot(*zip(*points), **look, label=f"{split}, {stage}")
+        if stage == "copied":
+            axis.axhline(points[0][1], color=colours[split], linewidth=0.8, linestyle=":")
+    axis.set(xlabel="round", ylabel=f"mean {first.title}", xticks=rounds, xlim=(rounds[0] - 0.3, rounds[-1] + 0.3))
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return png(figure)
+
+
+def _drawn_cases(
+    run: RunFolder, cohort: Cohort, split: str, rows: Iterable[Mapping[str, Any]], first: Measure, max_cases: int
+) -> list[_Drawn]:
+    """The first cases of ``split`` in the order of the list for review, worst first; those it lacks come after."""
+    review: dict[str, dict[str, Any]] = {}
+    if run.review.is_file():
+        found = read_rows(run.review, {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"})
+        review = {row["case"]: row for row in found}
+    rank = {name: i for i, name in enumerate(review)}
+    scores: dict[str, list[tuple]] = {}
+    for row in rows:
+        if row["split"] == split and row["class"] == "mean" and row["stage"] in STAGES[1:]:
+            place = (row["round"], STAGES.index(row["stage"]), row[first.name])
+            scores.setdefault(row["case"], []).append(place)
+    drawn = []
+    for case in sorted(cohort.split(split), key=lambda case: rank.get(case.name, len(rank)))[:max_cases]:
+        notes = []
+        if steps := sorted(scores.get(case.name, [])):
+            notes.append(f"{first.title} {first.text(steps[-1][2])}")
+            if len(steps) > 1:
+                notes[0] += f" (round {steps[0][0]}: {first.text(steps[0][2])})"
+        known = review.get(case.name, {})
+        notes += [f"{text} {known[name]:.3g}" for name, text in NOTES.items() if known.get(name) is not None]
+        drawn.append(_drawn(case, run.final(case.name), cohort, ", ".join(notes)))
+    return drawn
+
+
+def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_template: bool = False) -> _Drawn:
+    """A case's picture and a line below it; where it cannot be drawn the page says why and goes on."""
+    note = note or "truth unknown"
+    if label is None:
+        return _Drawn(case.name, note, problem="No label was written.")
+    spacing = cohort.hdf5_spacing
+    try:
+        image = read_volume(case.image, cohort.hdf5_key, spacing)
+        paths = [label] + ([case.label] if case.label is not None and not is_template else [])
+        arrays = [np.asarray(image[0])] + [np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths]
+        (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
+        masks = [mask.astype(np.int32).clip(max=cohort.num_classes - 1) for mask in masks] + [None]
+        known = format_of(case.image).has_geometry  # HDF5 does not say how its axes run
+        picture = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
+    except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad file must not cost the page
+        return _Drawn(case.name, note, problem=f"No picture: {error}")
+    return _Drawn(case.name, note, picture)

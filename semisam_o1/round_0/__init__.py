@@ -1,0 +1,15 @@
+"""The template's label carried to every scan, with nothing trained."""
+
+from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, quality_engine
+from semisam_o1.round_0.propagation import Propagated, Reference, copy, nearest, prototype
+
+__all__ = [
+    "Propagated",
+    "Reference",
+    "copy",
+    "first_pass_engine",
+    "label_fusion_engine",
+    "nearest",
+    "prototype",
+    "quality_engine",
+]

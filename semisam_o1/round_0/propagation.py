@@ -1,0 +1,232 @@
+"""One label carried to another scan by feature similarity: per-class probabilities on the scan's tokens (pure).
+
+Every method is called alike: with references (each a template's tokens and label), the scan's tokens, the step of
+both grids in mm and the scan's turn against each template (see `alignment.align`), which some leave unused. It gives
+a `Propagated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from semisam_o1.neighbours import k_means
+from semisam_o1.neighbours import nearest as nearest_vectors
+from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, centred_points, principal, register, sample
+from semisam_o1.types import Probabilities, Tokens
+
+PRESENT = 0.05  # a class is near a place where its share of the warped label exceeds this within reach
+CELLS = 128  # of the border vote's index: a quarter of the exact search's time, labels the same
+
+
+class Reference(NamedTuple):
+    """A template: ``tokens`` (C, H', W', D'), ``label`` (num_classes, H', W', D') the share of each class a token."""
+
+    tokens: Tokens
+    label: Probabilities
+
+
+class Propagated(NamedTuple):
+    """``probabilities`` (num_classes, H', W', D') on the scan's tokens, summing to 1, and how they came there.
+
+    maps: from positions in the scan to positions in each template; empty where the method aligns nothing.
+    best: which template's alignment left the least mean squared descriptor distance, and ``residual``, that distance.
+    points: where each token lies in that template, (H', W', D', 3) centred mm, displacement included.
+    """
+
+    probabilities: Probabilities
+    maps: tuple[AffineMap, ...] = ()
+    best: int = 0
+    residual: float = float("nan")
+    points: torch.Tensor | None = None
+
+    @property
+    def to_template(self) -> AffineMap | None:
+        """The map to the best template."""
+        return self.maps[self.best] if self.maps else None
+
+
+def copy(references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turns=None, seed: int = 0) -> Propagated:
+    """The templates' mean label stretched over the scan, whatever the scan shows: the floor for any propagation."""
+    shape = tuple(scan.shape[1:])
+    stretched = [F.interpolate(r.label[None], shape, mode="trilinear", align_corners=False)[0] for r in references]
+    return Propagated(torch.stack(stretched).mean(0))
+
+
+def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
+    """Up to ``k`` unit prototypes (k', C) a class: means of the tokens that lie mostly in it; None where none does."""
+    vectors = reference.tokens.flatten(1).T
+    owner = reference.label.argmax(0).flatten()
+    prototypes = []
+    for number in range(len(reference.label)):
+        members = vectors[owner == number]
+        if not len(members):
+            prototypes.append(None)
+            continue
+        centres = members.mean(0, keepdim=True) if k == 1 else torch.from_numpy(k_means(members.numpy(), k, seed))
+        prototypes.append(F.normalize(centres, dim=1))
+    return prototypes
+
+
+def prototype(
+    references: Sequence[Reference],
+    scan: Tokens,
+    step_mm: float = 1.0,
+    turns=None,
+    k: int = 1,
+    temperature: float = 0.1,
+    seed: int = 0,
+) -> Propagated:
+    """Softmax over cos(token, prototype of class c) / ``temperature``; with one prototype a class, as published.
+
+    Several templates: the mean of their prototypes, normalised again (k = 1), or all of them (k > 1), where a
+    token's score is that of the best. A class without a token of its own keeps the score 0, as published.
+    """
+    vectors = F.normalize(scan.flatten(1), dim=0)
+    found = [class_prototypes(reference, k, seed) for reference in references]
+    scores = torch.zeros(len(references[0].label), vectors.shape[1])
+    for number in range(len(scores)):
+        own = [p[number] for p in found if p[number] is not None]
+        if own:
+            centres = torch.cat(own) if k > 1 else F.normalize(torch.stack(own).mean(0), dim=1)
+            scores[number] = (centres @ vectors).amax(0)
+    return Propagated((scores / temperature).softmax(0).reshape(-1, *scan.shape[1:]))
+
+
+def label_radius(label: Probabilities) -> float:
+    """Radius, in tokens, of the ball as large as the foreground of ``label`` (num_classes, H', W', D')."""
+    return float((3 * (1 - label[0]).sum().clamp(min=1) / (4 * np.pi)) ** (1 / 3))
+
+
+def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Places within ``tokens`` of a true place of ``mask`` (C, H, W, D), by cubes."""
+    values = mask.float()
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * tokens + 1, tokens
+        values = F.max_pool3d(values, kernel, 1, padding)
+    return values > 0
+
+
+def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> Probabilities:
+    """``label`` (num_classes, H', W', D') at centred ``points`` (..., 3) in mm; background outside its grid.
+
+    Continued at its border, a label cut by its field of view would run on without end.
+    """
+    half = torch.tensor(label.shape[1:]) / 2 * step_mm
+    shares = sample(label, points, step_mm)[1:] * (points.abs() <= half).all(-1)
+    return torch.cat([1 - shares.sum(0, keepdim=True), shares])
+
+
+def emphasis(label: Probabilities) -> torch.Tensor:
+    """What a match counts at each place of ``label`` (num_classes, H', W', D'): 1.5 near it, 0.2 elsewhere.
+
+    Near is within 0.4 label radii of a foreground class. The rest still holds the displacement in place.
+    """
+    close = reach_of(label[1:].sum(0, keepdim=True) > 0.5, max(1, round(0.4 * label_radius(label))))[0]
+    return torch.where(close, 1.5, 0.2)
+
+
+def nearest(
+    references: Sequence[Reference],
+    scan: Tokens,
+    step_mm: float,
+    turns: Sequence[torch.Tensor | None] | None = None,
+    neighbours: int = 15,
+    position_weight: float = 2.0,
+    band: float = 0.25,
+    max_references: int = 20000,
+    channels: int = CHANNELS,
+    alignment: bool = True,
+    deformation: bool = True,
+    emphasised: bool = True,
+    seed: int = 0,
+) -> Propagated:
+    """The template's label in warped position, and near its borders a vote of the most similar template tokens.
+
+    For each template: an affine map (`align`) and a displacement (`deform`) carry the label to the scan. In a band
+    about its borders every token asks its nearest template tokens in (descriptor, position), votes weighted by
+    exp(-d / median d) on fractional labels; the vote, smoothed over a 3-cube, and the carried label count alike.
+    Several templates are averaged, weighted by exp(-descriptor distance / smallest).
+
+    Args:
+        references, scan: on grids of ``step_mm`` mm; turns: one a reference, see `align`.
+        neighbours: how many vote; 0 for no vote.
+        position_weight: of a distance of one label radius, beside a descriptor's distance.
+        band: reach of the band to both sides of the border, in label radii.
+        max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
+        channels: of the descriptors, by principal components of the template's.
+        alignment, deformation: off, the template's grid is stretched over the scan's.
+        emphasised: the displacement serves the label first, see `emphasis`.
+    """
+    results, residuals, maps, places = [], [], [], []
+    for reference, turn in zip(references, turns or [None] * len(references), strict=True):
+        basis = principal(reference.tokens, channels)
+        moving, fixed = basis(reference.tokens), basis(scan)
+        points, residual, to_template = centred_points(scan.shape[1:], step_mm), 1.0, None
+        if alignment and deformation:
+            weight = emphasis(reference.label) if emphasised else None
+            to_template, displacement, residual = register(moving, fixed, step_mm, turn, seed, weight=weight)
+            points = to_template(points) + displacement
+        elif alignment:
+            to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)[0]
+            points = to_template(points)
+        else:
+            points = points * (torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:]))
+        carried = sample_label(reference.label, points, step_mm)
+        if neighbours:
+            template = Reference(moving, reference.label)
+            vote = border_vote(
+                template, fixed, points, carried, step_mm, neighbours, position_weight, band, max_references, seed
+            )
+            carried = (F.avg_pool3d(F.pad(vote[None], (1,) * 6, mode="replicate"), 3, 1)[0] + carried) / 2
+        results.append(carried)
+        residuals.append(max(residual, 1e-6))
+        maps.append(to_template)
+        places.append(points)
+    weights = torch.exp(-torch.tensor(residuals) / min(residuals))
+    mean = torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
+    best = int(np.argmin(residuals))
+    aligned = tuple(maps) if alignment else ()
+    return Propagated(mean, aligned, best, residuals[best], places[best])
+
+
+def border_vote(
+    reference: Reference,
+    scan: Tokens,
+    points: torch.Tensor,
+    carried: Probabilities,
+    step_mm: float,
+    neighbours: int,
+    position_weight: float,
+    band: float,
+    max_references: int,
+    seed: int,
+) -> Probabilities:
+    """``carried`` with the band about its borders replaced by the vote of `nearest`; ``points`` in template mm."""
+    radius = label_radius(reference.label)
+    reach = max(1, round(band * radius))
+    close = reach_of(carried > PRESENT, reach).sum(0) >= 2
+    asked = close.flatten().nonzero()[:, 0]
+    known = reach_of(reference.label > PRESENT, 2 * reach + 1).sum(0) >= 2
+    known = known.flatten().nonzero()[:, 0]
+    if not len(asked) or not len(known):
+        return carried
+    if len(known) > max_references:
+        draw = torch.Generator().manual_seed(seed)
+        known = known[torch.randperm(len(known), generator=draw)[:max_references].sort().values]
+
+    weight = position_weight / (radius * step_mm)
+    own = centred_points(reference.tokens.shape[1:], step_mm)
+    vectors = torch.cat([reference.tokens.flatten(1).T[known], weight * own.reshape(-1, 3)[known]], 1)
+    queries = torch.cat([scan.flatten(1).T[asked], weight * points.reshape(-1, 3)[asked]], 1)
+    distance, found = nearest_vectors(vectors.numpy(), queries.numpy(), neighbours, CELLS, seed=seed)
+    votes = torch.from_numpy(np.exp(-distance / max(float(np.median(distance)), 1e-12)))
+    shares = reference.label.flatten(1).T[known][torch.from_numpy(found)]  # (asked, neighbours, num_classes)
+    result = carried.flatten(1).clone()
+    result[:, asked] = (torch.einsum("nk,nkc->nc", votes, shares) / votes.sum(1, keepdim=True)).T
+    return result.reshape(carried.shape)

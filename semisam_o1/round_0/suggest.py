@@ -1,0 +1,164 @@
+"""Which scan to outline first, or next: the one whose label would carry best to the others. No label is looked at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from semisam_o1.data.datasets import images_alone
+from semisam_o1.data.formats import case_grid, read_volume
+from semisam_o1.data.grids import choose_spacing
+from semisam_o1.data.transforms import image_chain
+from semisam_o1.encoders.mind import mind
+from semisam_o1.features import TokenInferer
+from semisam_o1.files import write_text
+from semisam_o1.report.page import render
+from semisam_o1.report.pictures import case_picture, to_ras
+from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, coarse, pooled, principal
+from semisam_o1.round_0.atlases import dissimilarity
+from semisam_o1.types import Case, DatasetError, Tokens
+
+log = logging.getLogger("semisam_o1")
+
+
+class Suggestion(NamedTuple):
+    """A scan to outline: its ``rank`` from 1; ``distance``, the scans' mean descriptor distance to the nearest outlined
+    one if this were (smaller is better); ``furthest``, the scan that is least like it."""
+
+    rank: int
+    case: str
+    distance: float
+    furthest: str
+
+
+def coverage(distances: np.ndarray, given: Sequence[int] = ()) -> np.ndarray:
+    """Mean over all scans of the distance to the nearest labelled one, were scan i labelled beside ``given``: (N,).
+
+    ``distances`` (N, N): entry (j, i) is how ill a label on i carries to j; the diagonal does not count.
+    """
+    table = np.array(distances, float)
+    np.fill_diagonal(table, 0)
+    reached = table[:, list(given)].min(1) if len(given) else np.full(len(table), np.inf)
+    return np.minimum(reached[:, None], table).mean(0)
+
+
+def distance_table(pooled_tokens: Sequence[Tokens], step_mm: float, seed: int = 0) -> np.ndarray:
+    """Descriptor distance of every two scans, each aligned to the same one of them: (N, N), symmetric.
+
+    That one is the scan with the most ordinary mean descriptor. ``pooled_tokens``: (C, h, w, d) each, on grids of
+    ``step_mm`` mm.
+    """
+    means = torch.stack([tokens.float().mean((1, 2, 3)) for tokens in pooled_tokens])
+    hub = int(torch.cdist(means, means).mean(1).argmin())
+    basis = principal(pooled_tokens[hub].float(), CHANNELS)
+    reduced = [basis(tokens.float()) for tokens in pooled_tokens]
+    places: list[AffineMap] = []
+    for number, tokens in enumerate(reduced, start=1):
+        places.append(align(reduced[hub], tokens, step_mm, seed=seed)[0][0])
+        log.info("comparing %d of %d", number, len(reduced))
+    scans = list(zip(reduced, places))
+    table = torch.stack([dissimilarity(*scan, scans, step_mm) for scan in scans]).numpy()
+    return (table + table.T) / 2
+
+
+def suggest_template(
+    dataset_dir: str | Path,
+    output_dir: str | Path,
+    top: int = 5,
+    given: Sequence[str] = (),
+    feature_voxels: int = 400000,
+    image_key: str = "image",
+    spacing=None,
+    seed: int = 0,
+) -> list[Suggestion]:
+    """The ``top`` scans to outline, best first, on a page ``suggestion.html`` too; val.txt and test.txt stay out.
+
+    Args:
+        given: cases outlined already; then the next is sought.
+        feature_voxels, image_key, spacing: as of a run.
+
+    Raises:
+        DatasetError: no scan, or one of ``given``, can be found.
+    """
+    cases = images_alone(dataset_dir)
+    names = [case.name for case in cases]
+    if unknown := [name for name in given if name not in names]:
+        raise DatasetError(
+            f"--given {' '.join(unknown)}: no such scan in {dataset_dir}; it has {', '.join(names[:5])} ..."
+        )
+    cases, scans, step = pooled_scans(cases, feature_voxels, image_key, spacing)
+    names = [case.name for case in cases]
+    table = distance_table(scans, step, seed)
+    scores = coverage(table, [names.index(name) for name in given if name in names])
+    order = [i for i in np.argsort(scores, kind="stable") if names[i] not in given]
+    found = [
+        Suggestion(rank, names[i], float(scores[i]), names[int(table[:, i].argmax())])
+        for rank, i in enumerate(order[:top], start=1)
+    ]
+    write_page(Path(output_dir) / "suggestion.html", found, cases, scores, given, image_key, spacing)
+    return found
+
+
+def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spacing):
+    """The cases that can be read, their descriptors pooled to some thousand places, and the step of those, mm."""
+    grids, readable = [], []
+    for case in cases:
+        try:
+            grids.append(case_grid(case, image_key, spacing))
+            readable.append(case)
+        except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad scan among many is set aside
+            log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
+    if len(readable) < 2:
+        raise DatasetError(
+            f"{len(readable)} readable scans: at least two are needed to say which stands for the others."
+        )
+    step = choose_spacing(grids, feature_voxels)
+    chain, encoder, inferer = image_chain(step, image_key, spacing), mind(), TokenInferer()
+    scans, kept, factor = [], [], None
+    for number, case in enumerate(readable, start=1):
+        try:
+            with torch.no_grad():
+                tokens = inferer(chain({"case": case.name, "image": str(case.image)})["image"][None], encoder)
+        except Exception as error:  # noqa: BLE001
+            log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
+            continue
+        tokens = tokens.as_tensor()[0]
+        factor = factor or coarse(tokens[:1], tokens)[1]
+        scans.append(pooled(tokens, factor).half())
+        kept.append(case)
+        log.info("features %d of %d: %s", number, len(readable), case.name)
+    return kept, scans, step * factor
+
+
+def reason(suggestion: Suggestion, scores: np.ndarray) -> str:
+    """Why this one, in a sentence."""
+    typical = float(np.median(scores))
+    share = 100 * (1 - suggestion.distance / typical)
+    return (
+        f"mean distance to the other scans {suggestion.distance:.4f}, {share:.0f}% below that of the median scan "
+        f"({typical:.4f}); least like it: {suggestion.furthest}"
+    )
+
+
+def write_page(
+    path: Path,
+    found: Sequence[Suggestion],
+    cases: Sequence[Case],
+    scores: np.ndarray,
+    given: Sequence[str],
+    image_key: str,
+    spacing,
+) -> None:
+    """One self-contained page with a picture and the reason for each suggestion."""
+    by_name, suggestions = {case.name: case for case in cases}, []
+    for suggestion in found:
+        image = read_volume(by_name[suggestion.case].image, image_key, spacing)
+        (scan,), sizes = to_ras([np.asarray(image[0])], np.asarray(image.affine))
+        png = case_picture(scan, np.zeros(scan.shape, int), None, sizes, {})
+        suggestions.append({**suggestion._asdict(), "png": png, "reason": reason(suggestion, scores)})
+    write_text(path, render("suggestion.html.j2", suggestions=suggestions, given=given, total=len(cases)))

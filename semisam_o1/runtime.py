@@ -1,0 +1,29 @@
+"""Seed, threads and device of a process."""
+
+from __future__ import annotations
+
+import faiss
+import torch
+from monai.utils import set_determinism
+
+from semisam_o1.types import DatasetError
+
+
+def set_up(seed: int, threads: int | None, device: str) -> None:
+    """Seed everything, bind the number of threads (None: as it is) and check that ``device`` is there.
+
+    Raises:
+        DatasetError: there is no such device, or a CUDA device is asked for and none can be used.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise DatasetError(f"device {device}: expected cpu, cuda or cuda:0, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise DatasetError(f"threads is {threads}: expected a whole number from 1 on, or nothing for all.")
+    if threads:
+        torch.set_num_threads(int(threads))
+        faiss.omp_set_num_threads(int(threads))
+    set_determinism(int(seed))

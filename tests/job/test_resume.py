@@ -1,0 +1,337 @@
+"""A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from ignite.engine import Events
+from monai.data import CacheDataset, DataLoader
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.handlers import CheckpointSaver, ValidationHandler
+from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussianNoised
+from torch import nn
+
+from semisam_o1.cli import main
+from semisam_o1.data import export
+from semisam_o1.files import disk_full
+from semisam_o1.job.resume import Journal, lock_folder
+from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork
+from semisam_o1.methods.state import TrainingState, randomizables
+from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
+from semisam_o1.round_0 import engines
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import DatasetError
+
+STEPS = ["features", "propagation/first", "propagation/fusion"]
+STEPS += ["round_1/training", "round_1/prediction", "round_1/refinement"]
+
+
+# The journal
+
+MADE_OF = {  # which ids each step is made of
+    "features": {"feature_voxels", "split"},
+    "propagation/first": {"feature_voxels", "split", "seed"},
+    "propagation/fusion": {"feature_voxels", "split"},
+    "round_1/training": {"split", "max_iterations", "seed"},
+    "round_1/prediction": {"split"},
+    "round_1/refinement": {"split", "feature_voxels", "guard"},
+}
+
+
+def journal(folder, steps=(), **settings) -> Journal:
+    settings = {"feature_voxels": 10, "seed": 1, "max_iterations": 5, "guard": True, "split": "pool"} | settings
+    made = Journal(RunFolder(folder), settings, MADE_OF.__getitem__)
+    if steps:
+        made.begin()
+        for step in steps:
+            made.add(step)
+    return made
+
+
+def test_steps_are_taken_up_again(tmp_path):
+    assert not journal(tmp_path).open()
+    journal(tmp_path, STEPS)
+    again = journal(tmp_path, checkpoint_seconds=5, output_dir="elsewhere", preset="standard", threads=1)
+    assert again.open() and again.done == STEPS and again.half_done_fits
+
+
+def test_a_round_that_was_not_reached_cannot_be_restarted(tmp_path):
+    journal(tmp_path, STEPS)
+    with pytest.raises(DatasetError, match="has not come to round 7"):
+        journal(tmp_path).open("round_7")
+
+
+@pytest.mark.parametrize(
+    ("changed", "step"),
+    [
+        ({"feature_voxels": 11}, "features"),
+        ({"split": "test"}, "features"),  # scans without features yet
+        ({"seed": 2}, "propagation"),
+        ({"max_iterations": 6}, "round_1"),
+        ({"guard": False}, "round_1/refinement"),
+    ],
+)
+def test_changed_settings_that_make_steps_stale_are_said(tmp_path, changed, step):
+    journal(tmp_path, STEPS)
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name} was .*, is .*--restart-from {step}"):
+        journal(tmp_path, **changed).open()
+    again = journal(tmp_path, **changed)
+    assert again.open(restart_from=step)
+    kept = {"features": 0, "propagation": 1, "round_1": 3, "round_1/refinement": 5}[step]
+    assert again.done == STEPS[:kept] and not again.half_done_fits
+    journal(tmp_path, **changed).open()  # the new settings are on record
+
+
+def test_a_restart_after_the_stale_step_is_refused(tmp_path):
+    journal(tmp_path, STEPS)
+    with pytest.raises(ValueError, match="--restart-from features"):
+        journal(tmp_path, feature_voxels=11).open(restart_from="round_1")
+
+
+def test_a_change_that_touches_no_finished_step_goes_through_but_nothing_half_done_is_used(tmp_path):
+    journal(tmp_path, STEPS[:2])
+    again = journal(tmp_path, max_iterations=6)
+    assert again.open() and again.done == STEPS[:2] and not again.half_done_fits
+
+
+def test_unknown_steps_are_refused(tmp_path):
+    journal(tmp_path, STEPS)
+    with pytest.raises(ValueError, match="restart_from 'training': expected features, propagation, round_1"):
+        journal(tmp_path).open(restart_from="training")
+
+
+# The lock
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
+    program = "import sys, time; from semisam_o1.job.resume import lock_folder\n"
+    program += "with lock_folder(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with (
+            pytest.raises(ValueError, match=f"is being worked on by process {other.pid} on .*, since 20"),
+            lock_folder(tmp_path),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with lock_folder(tmp_path):  # free again, though it was killed
+        assert FileLock(tmp_path / ".lock").lock_file
+
+
+# A training
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(0.3)
+        self.head = nn.Conv3d(4, 2, 1)
+
+    def forward(self, image):
+        return self.head(self.drop(torch.relu(self.norm(self.conv(image)))))
+
+
+class Validator(Evaluator):
+    """Finds after an epoch what ``scores`` says of it."""
+
+    def __init__(self, scores, saver):
+        super().__init__(torch.device("cpu"), [0], val_handlers=[saver])
+        self.scores, self.state.key_metric_name = scores, "dice"
+
+    def _iteration(self, engine, batch):
+        self.state.metrics["dice"] = self.scores[self.state.epoch - 1]
+        return {}
+
+
+def trainer(folder, seconds=0.0, scores=None):
+    """A trainer with all that holds state: two networks, two optimisers, an average, a sampler, random transforms."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    items = [
+        {"image": torch.randn(1, 16, 16, 16, generator=draw), "label": torch.ones(1, 16, 16, 16), "labelled": n == 0}
+        for n in range(4)
+    ]
+    keys = ["image", "label"]
+    transform = Compose(
+        [
+            OneOf([RandFlipd(keys, prob=0.5, spatial_axis=0), RandFlipd(keys, prob=0.5, spatial_axis=1)]),
+            RandAffined(keys, prob=0.8, rotate_range=0.3, mode=["bilinear", "nearest"]),
+            RandGaussianNoised("image", prob=0.5, std=0.3),
+        ]
+    )
+    network, loss = Network(), AdversarialLoss()
+    sampler = TwoStreamSampler(items, 1, 2, num_batches=4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+    method = AdversarialNetwork(network, loss, num_classes=2)
+    dataset = CacheDataset(items, transform, progress=False)
+    objects = {"network": network, "optimizer": optimizer}
+    validations = []
+    if scores:
+        saver = CheckpointSaver(str(folder), {"model": network}, save_key_metric=True, key_metric_filename="best.pth")
+        objects["best"] = saver._key_metric_checkpoint
+        validations = [ValidationHandler(1, Validator(scores, saver))]
+    state = TrainingState(folder, 1, method, objects, sampler, dataset.transform, seconds)
+    loader = DataLoader(dataset, batch_sampler=sampler, generator=torch.Generator().manual_seed(5), num_workers=0)
+    engine = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=3, epoch_length=4, train_data_loader=loader, network=network,
+        optimizer=optimizer, loss_function=loss, prepare_batch=prepare_batch, decollate=False,
+        train_handlers=[LossProgress(loss), PolynomialDecay(optimizer), method, *validations, state],
+    )  # fmt: skip
+    return engine, state, method
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(event, number):
+    """A handler's event and itself, which ends the process as it were."""
+
+    def kill(engine):
+        if engine.state.get_event_attrib_value(event) == number:
+            raise Killed
+
+    return event, kill
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4, 5, 8, 11, 12])
+def test_a_training_goes_on_to_the_bit(tmp_path, killed_after):
+    """An epoch's last iteration is done again, since what follows the epoch was not done."""
+    engine, state, method = trainer(tmp_path / "whole", seconds=1e9)
+    engine.run()
+    expected = {name: thing.state_dict() for name, thing in method.objects.items()}
+
+    engine, state, method = trainer(tmp_path)
+
+    engine.add_event_handler(*kill_at(Events.ITERATION_COMPLETED, killed_after))
+    with pytest.raises(Killed):
+        engine.run()
+    torch.rand(7), np.random.rand(3), random.random()  # whatever happens in between
+    engine, state, method = trainer(tmp_path)
+    kept = killed_after if killed_after % 4 else killed_after - 1
+    assert state.resume(engine) == kept
+    seen = []
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.iteration))
+    engine.run()
+    assert seen == list(range(kept + 1, 13))
+    for name, thing in method.objects.items():
+        torch.testing.assert_close(thing.state_dict(), expected[name], rtol=0, atol=0)
+    assert not (tmp_path / "round_1" / "training.pt").exists()
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED])
+def test_the_state_that_validation_chose_is_not_lost_in_a_kill(tmp_path, event):
+    """The second epoch is the best of three, and the kill comes at its end: before its validation, or after."""
+    scores, number = (0.1, 0.3, 0.2), 8 if event is Events.ITERATION_COMPLETED else 2
+    trainer(tmp_path / "whole", 1e9, scores)[0].run()
+    engine, *_ = trainer(tmp_path, 0, scores)
+    engine.add_event_handler(*kill_at(event, number))
+    with pytest.raises(Killed):
+        engine.run()
+    engine, state, _ = trainer(tmp_path, 0, scores)
+    assert state.resume(engine) == (7 if number == 8 else 8)
+    engine.run()
+    expected, found = (torch.load(f / "best.pth", weights_only=True) for f in (tmp_path / "whole", tmp_path))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.equal(found["head.weight"], engine.network.state_dict()["head.weight"])
+
+
+def test_every_random_state_is_found():
+    inner = RandAffined("image", prob=1)
+    found = list(randomizables(Compose([OneOf([inner]), RandGaussianNoised("image")])))
+    assert inner in found and inner.rand_affine in found and len({id(thing) for thing in found}) == len(found)
+
+
+# A real process, killed
+
+
+@pytest.fixture(scope="module")
+def command(phantom_dir):
+    said = {
+        "feature_voxels": 6000, "train_voxels": 6000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
+        "uncertainty_quantile": 0.5, "checkpoint_seconds": 0, "threads": 1,
+    }  # fmt: skip
+    settings = [f"{name}={value}" for name, value in said.items()]
+    start = [sys.executable, "-m", "semisam_o1.cli", "run", str(phantom_dir), "--rounds", "2", "--device", "cpu"]
+    return [*start, "--set", *settings, "--output"]
+
+
+def results(run: Path) -> dict[str, np.ndarray]:
+    files = [*run.glob("pseudo_labels/*.nii.gz"), *run.glob("round_*/predictions/*.nii.gz")]
+    return {str(path.relative_to(run)): np.asarray(nibabel.load(path).dataobj) for path in files}
+
+
+def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(command, tmp_path):
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole, draw = time.monotonic() - began, random.Random(0)
+    run, kills = tmp_path / "killed", 0
+    while kills < 10:
+        process = subprocess.Popen([*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            said = process.communicate(timeout=draw.uniform(0.35, 0.75) * whole)[1]
+            assert process.returncode == 0, said
+            (run / "progress.json").write_text(  # done before its time: once more from somewhere
+                json.dumps(json.loads((run / "progress.json").read_text()) | {"done": ["features"]})
+            )
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        kills += 1
+    last = subprocess.run([*command, str(run)], capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    expected, found = results(tmp_path / "whole"), results(run)
+    assert expected and expected.keys() == found.keys()
+    for name, label in expected.items():
+        np.testing.assert_array_equal(label, found[name], err_msg=name)
+    again = subprocess.run([*command, str(run)], capture_output=True, text=True)
+    assert "going on after" in again.stdout + again.stderr and "training:" not in again.stdout + again.stderr
+
+
+def test_a_full_disk_is_said_and_blames_no_scan(phantom_dir, tmp_path, capsys, monkeypatch):
+    """No room for the second label: one line, and the same command goes on when there is room again."""
+    written = []
+
+    def write_label(path, *rest):
+        written.append(path.name)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        export.write_label(path, *rest)
+
+    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), "--set", "feature_voxels=4000"]
+    with monkeypatch.context() as changed:
+        changed.setattr(engines, "write_label", write_label)
+        assert main(command) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(list((tmp_path / "pseudo_labels").iterdir())) == 2
+    assert not json.loads((tmp_path / "run.json").read_text())["set_aside"]
+
+
+@pytest.mark.parametrize("text", ["file write failed: errno = 28, error message = 'No space left on device'"])
+def test_a_full_disk_is_known_by_what_hdf5_says(text):
+    assert disk_full(RuntimeError(text)) and not disk_full(RuntimeError("errno = 2, no such file"))
+
+
+def test_other_settings_in_a_folder_in_use_are_refused(command, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [*command[3:], str(run), "--rounds", "0"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "seed was 1337, is 5" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "5", "--restart-from", "propagation"]) == 0

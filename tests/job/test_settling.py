@@ -1,0 +1,62 @@
+"""What rounds are worth and how far labels moved, on folders made by hand."""
+
+import nibabel
+import numpy as np
+import pytest
+
+from semisam_o1.files import write_text
+from semisam_o1.job.selection import best_round, change, doubts, mean_predicted_dice
+from semisam_o1.round_0.quality import Quality
+from semisam_o1.runfolder import RoundFolder, RunFolder
+
+
+def judged(folder, *values: float):
+    found = {f"case_{i}": Quality(value, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)._asdict() for i, value in enumerate(values)}
+    RoundFolder(folder).quality.write(found)
+    return RoundFolder(folder)
+
+
+def label(path, *voxels: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.array(voxels, np.uint8).reshape(-1, 1, 1), np.eye(4)), path)
+
+
+def test_the_quality_of_a_round_is_the_mean_of_its_labels(tmp_path):
+    assert mean_predicted_dice(judged(tmp_path / "round_1", 0.5, 0.8)) == pytest.approx(0.65)
+    assert mean_predicted_dice(RoundFolder(tmp_path)) == 0
+
+
+def test_change_compares_the_labels_that_rounds_end_with(tmp_path):
+    before, after = tmp_path / "round_0", tmp_path / "round_1"
+    label(before / "labels" / "a.nii.gz", 1, 1, 0, 0)
+    label(before / "labels" / "b.nii.gz", 1, 1, 0, 0)
+    label(after / "predictions" / "a.nii.gz", 1, 0, 0, 0)  # Dice 2/3
+    label(after / "predictions" / "b.nii.gz", 1, 1, 0, 0)
+    folders = RoundFolder(before), RoundFolder(after)
+    assert change(*folders, ["a", "b", "not labelled"], 2) == pytest.approx(1 - (2 / 3 + 1) / 2)
+    label(after / "labels" / "a.nii.gz", 0, 0, 1, 1)  # refined: that is what counts now
+    label(after / "labels" / "b.nii.gz", 1, 1, 0, 0)
+    assert folders[1].final("a") == after / "labels" / "a.nii.gz"
+    assert change(*folders, ["a", "b"], 2) == pytest.approx(0.5)
+
+
+def test_the_last_round_within_the_tolerance_is_best():
+    assert best_round({1: 0.80, 2: 0.81, 3: 0.806}, 0.005) == 3
+    assert best_round({1: 0.80, 2: 0.81, 3: 0.804}, 0.005) == 2
+    assert best_round({1: 0.82, 2: 0.81, 3: 0.80}, 0) == 1
+
+
+@pytest.mark.parametrize("ended, said", [(0.71, False), (0.69, False), (0.67, True)])
+def test_labels_judged_clearly_worse_than_round_0_are_doubted(tmp_path, ended, said):
+    judged(tmp_path / "round_0", 0.7)
+    judged(tmp_path / "round_2", ended)
+    found = doubts(RunFolder(tmp_path), 2)
+    assert len(found) == said
+    if said:
+        assert "round 2" in found[0] and "0.670, 0.700" in found[0]
+
+
+def test_nothing_is_doubted_that_was_not_judged(tmp_path):
+    judged(tmp_path / "round_0", 0.7)
+    write_text(tmp_path / "round_1" / "uncertainty.csv", "case,uncertainty\n")
+    assert doubts(RunFolder(tmp_path), 1) == []

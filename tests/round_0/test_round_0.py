@@ -1,0 +1,113 @@
+"""The engines of round 0 on tiny scans: what the second pass finds when it starts."""
+
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from semisam_o1.data.formats import read_volume
+from semisam_o1.data.grids import Grid
+from semisam_o1.encoders.mind import mind
+from semisam_o1.features import Features, FeatureStore
+from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse
+from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, templates_of, write_results
+from semisam_o1.round_0.passes import Alignment, FirstPass
+from semisam_o1.round_0.propagation import copy
+from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.types import Case, UserError
+
+SIDES = (12, 11, 10)
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Template t and scans a, b, c, all with the same features; a's first label is empty, those of b and c a cube."""
+    store = FeatureStore(tmp_path / "features", mind(), 1.0, "float32")
+    tokens = torch.randn(CHANNELS, *SIDES, generator=torch.Generator().manual_seed(0))
+    grid, drafts, cases = Grid(np.eye(4), SIDES), RunFolder(tmp_path).round(0).work("first"), []
+    for name in "tabc":
+        nibabel.save(nibabel.Nifti1Image(np.zeros(SIDES, np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+        cases.append(Case(name, tmp_path / f"{name}.nii.gz", None, "pool"))
+        store.save(cases[-1], tokens, np.eye(4), grid)
+
+    def first_pass(names="abc"):
+        RunFolder(tmp_path).round(0).uncertainty.write(dict.fromkeys(names, {"uncertainty": 0.1}))
+        for name in names:
+            shares = torch.zeros(2, *SIDES)
+            if name != "a":
+                shares[1, 4:8, 4:8, 3:7] = 0.9
+            shares[0] = 1 - shares[1]
+            place = Alignment(AffineMap(torch.eye(3), torch.zeros(3)), coarse(tokens, tokens)[0])
+            FirstPass(shares, "world", "t", 0.1, 0.1, None, {"t": place}).save(drafts, name)
+
+    return SimpleNamespace(store=store, templates=cases[:1], cases=cases[1:], folder=tmp_path, first_pass=first_pass)
+
+
+def label_fusion(cohort):
+    return label_fusion_engine(cohort.store, cohort, cohort.cases, cohort.folder, atlases=2, iterations=(0, 0, 0))
+
+
+def label(cohort, name):
+    return read_volume(RunFolder(cohort.folder).round(0).label(name))[0].numpy()
+
+
+def test_two_atlases_outvote_a_scan_of_its_own_mind(cohort):
+    cohort.first_pass()
+    engine = label_fusion(cohort)
+    engine.run(cohort.cases, epoch_length=3)
+    assert engine.state.failed == {}
+    cube = np.zeros(SIDES)
+    cube[4:8, 4:8, 3:7] = 1
+    for name in "abc":
+        np.testing.assert_array_equal(label(cohort, name), cube)
+
+
+def test_the_second_pass_sees_what_the_first_wrote_after_it_was_built(cohort):
+    engine = label_fusion(cohort)
+    cohort.first_pass()
+    engine.run(cohort.cases, epoch_length=3)
+    assert label(cohort, "a").sum() == 64
+
+
+def test_scans_that_the_first_pass_did_not_align_are_left_alone(cohort):
+    cohort.first_pass("ab")
+    engine = label_fusion(cohort)
+    engine.run(cohort.cases, epoch_length=3)
+    assert sorted(p.name for p in (cohort.folder / "round_0" / "labels").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert engine.state.failed == {}
+
+
+def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
+    label, grid = np.zeros((24, 24, 24), np.uint8), Grid(np.eye(4), (24, 24, 24))
+    label[4:20, 4:20, 4:20], label[12:14, 12:14, 12:14] = 1, 2
+    for name, volume in (("image", np.zeros((24, 24, 24), np.float32)), ("label", label)):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    case = Case("t", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", "template")
+    store = FeatureStore(tmp_path / "features", mind(), 1.0)
+    place = np.diag([8.0, 8, 8, 1])
+    place[:3, 3] = 3.5
+    store.save(case, torch.zeros(2, 3, 3, 3), place, grid)
+    classes = {0: "background", 1: "large", 2: "small"}
+    cohort = SimpleNamespace(templates=[case], num_classes=3, hdf5_spacing=None, classes=classes)
+    templates_of(store, cohort)
+    assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
+    label[label == 1] = 0
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
+    with pytest.raises(UserError, match="no class fills a token of 8 mm"):
+        first_pass_engine(store, cohort, copy, tmp_path)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp_path, published):
+    """Two tokens of 4 mm, the first of class 1 for 0.7, in a row of 12 voxels that begins 2 voxels before them."""
+    scan, affine = Grid(np.eye(4), (12, 4, 4)), np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = 3.5, 1.5, 1.5
+    nibabel.save(nibabel.Nifti1Image(np.zeros(scan.shape, np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    foreground = torch.tensor([0.7, 0.0]).reshape(2, 1, 1)
+    probabilities = torch.stack([1 - foreground, foreground])
+    case = Case("a", tmp_path / "a.nii.gz", None, "pool")
+    write_results(RoundFolder(tmp_path), case, probabilities, Features(None, affine, None, scan), published)
+    row = read_volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
+    assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
