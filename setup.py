@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["semisam_o1", "semisam_o1.*"]), "semisam_o1.bundle"],
     package_dir={"semisam_o1.bundle": "bundles/semisam_o1"},
-    package_data={"semisam_o1.bundle": ["**/*"], "semisam_o1.report": ["templates/*.j2"]},
+    package_data={"semisam_o1.bundle": ["**/*"], "semisam_o1": ["py.typed"], "semisam_o1.report": ["templates/*.j2"]},
     # Weights that someone trained in place are theirs, and large.
     exclude_package_data={"semisam_o1.bundle": [f"models/*.{end}" for end in ("pt", "pth", "ts", "onnx")]},
     include_package_data=False,

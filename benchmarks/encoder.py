@@ -95,7 +95,8 @@ def one_row(options) -> None:
 
 def run(options) -> None:
     if options.row:
-        return one_row(options)
+        one_row(options)
+        return
     rows = [("published", 1, "float32"), ("ours", 1, "float32"), ("ours", options.batch, "float32")]
     rows += [("compiled", 1, "float32")] if options.compiled else []
     rows += [("ours", 1, "bfloat16")] + ([("ours", 1, "float16")] if options.device != "cpu" else [])

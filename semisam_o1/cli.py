@@ -12,27 +12,29 @@ import os
 import sys
 from pathlib import Path
 
-# Threads that wait for one another by spinning slow a busy machine many times over, and those that sleep at once a
-# free one: so they spin for a moment. Read when torch is imported.
+# OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
+# A short spin suits both. OpenMP reads these variables when torch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-import semisam_o1  # noqa: E402
+import semisam_o1
 from semisam_o1.types import DatasetError, UserError
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
-PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # of methods
+PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # published name of a method -> ours
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 when done, 1 when done but for some images of `predict`, 2 when the command or the data cannot
-    be used; no traceback for those.
+    """Run one command and return its exit status.
+
+    0: done. 1: `predict` left out some images. 2: the command or the data cannot be used; this prints one line instead
+    of a traceback. 130: interrupted.
     """
     options = parser().parse_args(arguments)
     try:
         return options.action(options) or 0
-    except (UserError, OSError, RuntimeError) as error:  # MONAI wraps what a component raises in the latter
+    except (UserError, OSError, RuntimeError) as error:  # MONAI wraps a component's error in the latter
         text = plainly(error)
         if text is None:
             raise
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plainly(error: BaseException | None) -> str | None:
-    """What a user can act on among an error and its causes; None where it is a fault of ours."""
+    """The first message in an error's chain of causes that a user can act on; None if the error is a bug."""
     from semisam_o1.files import disk_full
 
     while error is not None:
@@ -58,64 +60,77 @@ def plainly(error: BaseException | None) -> str | None:
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(prog="semisam-o1", description="From one labelled scan to labels for all of them.")
+    top = argparse.ArgumentParser(prog="semisam-o1", description="Segment a set of 3D scans from one labelled scan.")
     top.add_argument("--version", action="version", version=semisam_o1.__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="the whole job: pseudo-labels for the pool and a trained model")
+    run = commands.add_parser("run", help="all stages: pseudo-labels for the pool and a trained model")
     _shared(run)
     run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
-    run.add_argument("--refinement", choices=_names("refinements"), help="of labels between rounds (voxel)")
-    text = "rounds of training (6; standard, paper: 3); auto: until labels settle, and the best round's are handed out"
+    run.add_argument("--refinement", choices=_names("refinements"), help="refinement of labels between rounds (voxel)")
+    text = "training rounds (6; standard, paper: 3); auto: train until labels settle and use the best round"
     run.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
     run.set_defaults(action=_run, run_id="training")
 
-    propagate = commands.add_parser("propagate", help="round 0 alone: the label carried over, nothing trained")
+    propagate = commands.add_parser("propagate", help="round 0 only: propagate the label, train nothing")
     _shared(propagate)
     propagate.add_argument("--split", choices=("pool", "val", "test"), help="which list to label (pool)")
     propagate.set_defaults(action=_run, run_id="propagate", method=None, refinement=None, num_rounds=None)
 
-    predict = commands.add_parser("predict", help="the trained model on new scans")
+    predict = commands.add_parser("predict", help="segment new scans with a trained model")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a finished run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     predict.add_argument(
-        "--method", default="mt", help="with --weights: mt, uamt, dan or dtc, which has a network of its own"
+        "--method", default="mt", help="with --weights: mt, uamt, dan or dtc (dtc uses another network)"
     )
     predict.add_argument("--output", required=True, type=Path)
     _setting_options(predict)
     predict.set_defaults(action=_predict)
 
-    evaluate = commands.add_parser("evaluate", help="score a run's labels where truth exists")
+    test = commands.add_parser("test", help="published test: score a checkpoint, or each round of a run, in voxels")
+    test.add_argument("dataset_dir", metavar="DIR")
+    source = test.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
+    source.add_argument("--run", type=Path, metavar="RUN", help="folder of a finished run: score each round")
+    test.add_argument("--method", default="mt", choices=("mt", "uamt", "dan", "dtc"), help="with --weights (mt)")
+    test.add_argument(
+        "--test-list", default="test.txt", metavar="FILE", help="list of cases, a file in DIR or a path (test.txt)"
+    )
+    test.add_argument("--save-pred", type=Path, metavar="OUT", help="folder for images, labels and test.csv")
+    test.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    test.set_defaults(action=_test)
+
+    evaluate = commands.add_parser("evaluate", help="score a run's labels against the truth")
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("dataset_dir", metavar="DIR")
     evaluate.add_argument("--split", choices=("pool", "val", "test"), default="test")
     _setting_options(evaluate)
     evaluate.set_defaults(action=_evaluate)
 
-    validate = commands.add_parser("validate", help="check a data set before hours are spent on it")
+    validate = commands.add_parser("validate", help="check a data set before a run")
     validate.add_argument("dataset_dir", metavar="DIR")
     validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
     validate.add_argument("--preset", choices=_names("presets"))
     _setting_options(validate)
     validate.set_defaults(action=_validate)
 
-    suggest = commands.add_parser("suggest-template", help="which scan to outline first, or next; needs no label")
+    suggest = commands.add_parser("suggest-template", help="suggest which scan to outline first, or next")
     suggest.add_argument("dataset_dir", metavar="DIR")
-    suggest.add_argument("--top", type=int, default=5, help="how many to name (5)")
-    suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans that are outlined already")
-    suggest.add_argument("--output", type=Path, default=Path("suggestion"), help="folder of the page with pictures")
+    suggest.add_argument("--top", type=int, default=5, help="number of suggestions (5)")
+    suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans already outlined")
+    suggest.add_argument("--output", type=Path, default=Path("suggestion"), help="folder for the page with pictures")
     suggest.add_argument("--spacing", type=float, nargs="+", help="voxel size of HDF5 scans, mm")
     suggest.add_argument("--seed", type=int, default=0)
     suggest.set_defaults(action=_suggest)
 
-    convert = commands.add_parser("convert-weights", help="a checkpoint's weights as safetensors; executes nothing")
+    convert = commands.add_parser("convert-weights", help="save a checkpoint's weights as safetensors")
     convert.add_argument("checkpoint", type=Path, metavar="IN")
     convert.add_argument("output", type=Path, metavar="OUT.safetensors")
     convert.set_defaults(action=_convert)
 
-    demo = commands.add_parser("demo-data", help="write a small made-up cohort with truth for every case")
+    demo = commands.add_parser("demo-data", help="write a small synthetic data set with truth for every case")
     demo.add_argument("output", type=Path, metavar="OUT")
     demo.add_argument("--cases", type=int, default=12)
     demo.add_argument("--seed", type=int, default=0)
@@ -124,9 +139,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rounds(text: str) -> int | str:
-    """The value of ``--rounds``."""
+    """Parse the value of ``--rounds``."""
     if text != "auto" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number, 0 for none, or auto")
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number (0: no training) or auto")
     return text if text == "auto" else int(text)
 
 
@@ -139,53 +154,53 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", required=True, dest="output_dir", metavar="RUN")
     command.add_argument("--template", nargs="+", metavar="CASE", help="labelled cases to learn from")
     command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
-    command.add_argument("--preset", choices=_names("presets"), help="standard with a GPU, quick without")
+    command.add_argument("--preset", choices=_names("presets"), help="default: standard with a GPU, quick without")
     command.add_argument("--seed", type=int)
-    text = "do this step of an earlier start again, and all after it: features, propagation, round_1, ..."
+    text = "repeat this step of an earlier start and all later steps: features, propagation, round_1, ..."
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _setting_options(command)
 
 
 def _setting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    text = "any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0"
+    text = "override any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0"
     command.add_argument(
         "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend", help=text
     )
 
 
 def overrides(options: argparse.Namespace) -> dict:
-    """What the command line says of the config's ids; values are JSON where they can be read as JSON, else text.
+    """The config ids that the command line overrides, with their values: JSON if they parse as JSON, else text.
 
     Raises:
         DatasetError: a setting is not of the form ID=VALUE.
     """
     ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split", "restart_from")
-    said = {name: value for name in ids if (value := getattr(options, name, None)) not in (None, [])}
+    changed = {name: value for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
-        said["device"] = options.device
+        changed["device"] = options.device
     for setting in options.settings:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
         try:
-            said[name] = json.loads(value)
+            changed[name] = json.loads(value)
         except json.JSONDecodeError:
-            said[name] = value
-    return said
+            changed[name] = value
+    return changed
 
 
-def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "train"):
+def _workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str = "train"):
     from monai.bundle import ConfigWorkflow
 
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of overlays in folders
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns about overlays in folders
     log_file = str(CONFIGS / "logging.conf")
     workflow = ConfigWorkflow(
         [str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type
     )
-    for name, value in said.items():
+    for name, value in changed.items():
         if name == "preset":
-            raise DatasetError(f"--set preset={value}: a preset is a file of settings; say --preset {value}.")
+            raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
         if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
             close = difflib.get_close_matches(name, workflow.parser.get())
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
@@ -197,7 +212,7 @@ def _workflow(files: list[Path], run_id: str, said: dict, workflow_type: str = "
         is_number = isinstance(workflow.parser.get(name), (int, float))
         if is_number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
             raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")
-    workflow.parser.update(said)
+    workflow.parser.update(changed)
     return workflow
 
 
@@ -208,7 +223,7 @@ def _execute(workflow) -> None:
 
 
 def preset(options: argparse.Namespace) -> str:
-    """The preset that was asked for; else `standard` where CUDA will be used, and `quick` elsewhere."""
+    """The preset that the options name; else `standard` if CUDA will be used, `quick` if not."""
     import torch
 
     if options.preset:
@@ -218,7 +233,7 @@ def preset(options: argparse.Namespace) -> str:
 
 
 def config_files(options: argparse.Namespace) -> list[Path]:
-    """``train.json`` and the overlays that the options name, later ones over earlier ones.
+    """``train.json`` and the overlays that the options name; later files override earlier ones.
 
     Raises:
         DatasetError: there is no such method.
@@ -250,24 +265,39 @@ def _predict(options) -> int:
     from semisam_o1.job.bundle import published_model
     from semisam_o1.runfolder import PredictionFolder, RunFolder
 
-    cases = cases_of(options.images)  # fails now rather than after the network is built
-    said = {"output_dir": str(options.output), "images": options.images}
+    cases = cases_of(options.images)  # fail before the network is built
+    changed = {"output_dir": str(options.output), "images": options.images}
     if options.weights:
-        config, said["bundle_root"] = CONFIGS / "inference.json", str(CONFIGS.parent)
-        said |= published_model(options.weights, options.method)
+        config, changed["bundle_root"] = CONFIGS / "inference.json", str(CONFIGS.parent)
+        changed |= published_model(options.weights, options.method)
     else:
         run = RunFolder(options.run)
-        run.read_record()  # refuses a run of an earlier layout
-        config, said["bundle_root"] = run.bundle / "configs" / "inference.json", str(run.bundle)
+        run.read_record()  # raises an error if the folder has an earlier layout
+        config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", str(run.bundle)
         if not config.is_file():
             raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
-    _execute(_workflow([config], "run", said | overrides(options), "infer"))
+    _execute(_workflow([config], "run", changed | overrides(options), "infer"))
     found = PredictionFolder(options.output)
     print(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
     left_out = sorted({case.name for case in cases} - set(found.uncertainty.read()))
     if left_out:
         print(f"left out, {len(left_out)} of {len(cases)}: {', '.join(left_out)}", file=sys.stderr)
     return int(bool(left_out))
+
+
+def _test(options) -> None:
+    import torch
+
+    from semisam_o1.job.final_test import final_test
+    from semisam_o1.runtime import set_up
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    set_up(0, None, device)
+    found = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
+    print(final_test(*found, device))
 
 
 def _evaluate(options) -> None:

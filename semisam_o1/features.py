@@ -1,4 +1,4 @@
-"""Features computed once: the store on disk, and what fills it (an inferer and a handler for MONAI's evaluator)."""
+"""Features, computed once: the store on disk, and the inferer and handler that fill it from a MONAI evaluator."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Affine, Case, Tokens, UserError
 
 log = logging.getLogger("semisam_o1")
-FORMAT = 2  # of the store's files; a change makes them stale
+FORMAT = 2  # of the store's files; a new number makes old files stale
 SCAN = ("scan_sha256", "scan_bytes", "scan_changed_ns")
-JUST_NOW_NS = 2 * 10**9  # a scan changed so shortly before its features were written may change again unseen
+JUST_NOW_NS = 2 * 10**9  # a scan modified so shortly before its features were written may change again unnoticed
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the store keeps of a scan.
+    """The stored features of a scan.
 
-    tokens: (C, H', W', D') float32. affine: (4, 4), token index to RAS mm. descriptor: (C,), the mean of the tokens
-    over space, of unit length. scan: the stored grid of the scan itself, to which results go back.
+    tokens: (C, H', W', D') float32. affine: (4, 4), token index to RAS mm. descriptor: (C,), the spatial mean of the
+    tokens, of unit length. scan: the stored grid of the scan, on which results are written.
     """
 
     tokens: Tokens
@@ -47,23 +47,23 @@ class Features:
 
     @property
     def step_mm(self) -> float:
-        """From one token to the next; the working space is isotropic."""
+        """The distance between neighbouring tokens; the working space is isotropic."""
         return float(np.linalg.norm(self.affine[:3, 0]))
 
 
 class FeatureStore:
-    """A folder with one HDF5 file a case; docs/feature_store.md describes it for other programs.
+    """A folder with one HDF5 file per case; docs/feature_store.md describes the format.
 
-    A file is fresh while the scan's bytes, the encoder (settings and weights) and all other settings are those it
-    was made from, by the SHA-256 that it holds of each. A scan of unchanged size and time of change is not read again.
-    Files are written aside and renamed, so a killed run leaves whole files or none. Nothing is held in memory.
+    A file is fresh while the scan's bytes, the encoder (settings and weights) and all other settings match the ones it
+    was computed from, by SHA-256. A scan with unchanged size and modification time is not read again. Files are written
+    atomically, so a killed run leaves no partial file. Nothing is held in memory.
 
     Args:
-        folder: where the files are; made when the first is written.
-        encoder: whose features these are.
+        folder: the folder of the files; created with the first file.
+        encoder: the encoder that computes the features.
         spacing: of the working space, mm; None is the stored grid.
         dtype: of the tokens on disk, float16 or float32.
-        settings: anything else that the features depend on, e.g. the HDF5 key; goes into the key as text.
+        settings: other values that the features depend on, e.g. the HDF5 key; part of the key as text.
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class FeatureStore:
 
     @functools.cached_property
     def made_by(self) -> dict:
-        """What features depend on beside the scan, as attributes of a file."""
+        """What features depend on besides the scan, as file attributes."""
         settings = f"{self.settings} {self.dtype}"
         return {"format": FORMAT, "encoder_sha256": encoder_key(self.encoder), "settings": settings}
 
     def frame(self, name: str) -> FeatureStore:
-        """The store of features in a frame: "world" is this one; another, e.g. the "stored" axes of oblique scans, is a
-        folder of it."""
+        """The store of features in a frame: "world" is this store; another frame, e.g. the "stored" axes of oblique
+        scans, is a subfolder."""
         return self if name == "world" else FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
 
     def missing(self, cases: Iterable[Case]) -> list[Case]:
-        """Those of ``cases`` without fresh features."""
+        """The ``cases`` without fresh features."""
         return [case for case in cases if not self.fresh(case)]
 
     def fresh(self, case: Case) -> bool:
-        """Whether the case has features, of today's scan, encoder and settings."""
+        """Whether the case has features of the present scan, encoder and settings."""
         try:
             with h5py.File(self.path(case.name), "r") as file:
                 found = {name: file.attrs[name] for name in (*self.made_by, "spacing_mm", *SCAN)}
-        except (OSError, KeyError):  # none yet, or not one of ours: made again
+        except (OSError, KeyError):  # missing, or not a file of this store: compute it
             return False
         made_by = self.made_by | {"spacing_mm": self.spacing or 0.0}
         if any(found[name] != value for name, value in made_by.items()):
@@ -111,7 +111,7 @@ class FeatureStore:
         return (untouched and settled) or found["scan_sha256"] == checksum(case.image)
 
     def save(self, case: Case, tokens: Tokens, affine: Affine, scan: Grid) -> None:
-        """Write one case: tokens (C, H', W', D') and their affine, beside the scan's own grid."""
+        """Write one case: tokens (C, H', W', D'), their affine, and the stored grid of the scan."""
         descriptor = F.normalize(tokens.float().mean((1, 2, 3)), dim=0)
         seen = case.image.stat()
         scan_of = dict(zip(SCAN, (checksum(case.image), seen.st_size, seen.st_mtime_ns)))
@@ -122,10 +122,10 @@ class FeatureStore:
             file.attrs.update(encoder=self.encoder.name, spacing_mm=self.spacing or 0.0, **self.made_by, **scan_of)
 
     def load(self, name: str) -> Features:
-        """One case from disk.
+        """Read one case from disk.
 
         Raises:
-            FileNotFoundError: it has no features; run the stage ``features`` first.
+            FileNotFoundError: the case has no features; run the stage ``features`` first.
         """
         if not self.path(name).exists():
             raise FileNotFoundError(f"case {name}: no features in {self.folder}; run the stage 'features' first.")
@@ -135,7 +135,7 @@ class FeatureStore:
             return Features(tokens, file["affine"][()], file["descriptor"][()], scan)
 
     def descriptors(self, names: Iterable[str]) -> np.ndarray:
-        """The global descriptors of ``names``, (N, C), without reading a token."""
+        """The global descriptors of ``names``, (N, C); tokens are not read."""
         rows = []
         for name in names:
             with h5py.File(self.path(name), "r") as file:
@@ -144,21 +144,21 @@ class FeatureStore:
 
 
 def run_store(output_dir: str | Path, frame: str = "world", **settings) -> FeatureStore:
-    """The `FeatureStore` of a run, of features in ``frame``; ``settings``: as of the store."""
+    """The `FeatureStore` of a run, for features in ``frame``; ``settings``: arguments of `FeatureStore`."""
     folder = RunFolder(output_dir).features
     return FeatureStore(folder if frame == "world" else folder / frame, **settings)
 
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encoder_key(encoder: Encoder) -> str:
     """SHA-256 over an encoder's structure and weights."""
-    said = (encoder.name, encoder.patch_size, encoder.input_size, encoder.stage, encoder.precision, encoder.compiled)
-    digest = hashlib.sha256(f"{said} {named(encoder.normalise)}".encode())
+    known = (encoder.name, encoder.patch_size, encoder.input_size, encoder.stage, encoder.precision, encoder.compiled)
+    digest = hashlib.sha256(f"{known} {named(encoder.normalise)}".encode())
     network = encoder.network
     plain = {k: v for k, v in vars(network).items() if not k.startswith("_") and k != "training"}
     digest.update(f"{type(network).__qualname__} {network} {sorted(plain.items())}".encode())
@@ -168,19 +168,24 @@ def encoder_key(encoder: Encoder) -> str:
 
 
 def named(function) -> str:
-    """A function's name, which stays the same from one process to the next as its text does not."""
+    """A function's qualified name, which is the same in every process (its repr is not)."""
     if function is None:
         return "none"
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-class TokenInferer(Inferer):
-    """Tokens of a whole volume (1, 1, H, W, D), with the affine that says where each lies: (1, C, H', W', D').
+def half(surplus: int) -> int:
+    """Half of ``surplus``, rounded towards 0: the padding before a volume, or the cropping if negative."""
+    return surplus // 2 if surplus >= 0 else -(-surplus // 2)
 
-    The volume is padded evenly with its border to whole patches, and to the encoder's window where that is bound;
-    windows overlap by ``overlap`` and are blended (Gaussian weights). ``crop`` "center" is the published code's way:
-    zeros are padded, and one window is cut from the middle. ``step`` asks for a token every so many voxels, a divisor
-    p / n of the patch size p: the encoder sees the volume n^3 times, shifted, which takes n^3 times as long.
+
+class TokenInferer(Inferer):
+    """Tokens (1, C, H', W', D') of a whole volume (1, 1, H, W, D), with their affine.
+
+    The volume is padded evenly with border values to whole patches, and at least to the encoder's window if it has
+    one. Windows overlap by ``overlap`` and are blended with Gaussian weights. ``crop`` "center" follows the published
+    code: pad with zeros and take one window from the middle. ``step`` sets the distance of tokens in voxels, a divisor
+    p / n of the patch size p: the encoder sees n^3 shifted copies of the volume, which takes n^3 times as long.
     """
 
     def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1, crop: str | None = None, step: int | None = None):
@@ -199,12 +204,12 @@ class TokenInferer(Inferer):
         sides = [max(-(-n // patch) * patch, window or 0) for n in volume.shape[2:]]
         if self.crop and window:
             sides = [window] * 3
-        before = [(side - n) // 2 for side, n in zip(sides, volume.shape[2:])]
-        margin = (patch - step) // 2  # so that the shifted volumes lie evenly about the plain one
-        pads = []
+        before = [half(side - n) for side, n in zip(sides, volume.shape[2:])]
+        margin = (patch - step) // 2  # centres the shifted volumes on the original one
+        pads: list[int] = []
         for side, n, b in zip(sides, volume.shape[2:], before):
             pads = [b + margin, side - n - b + (patch - step - margin), *pads]
-        if any(pads):  # negative ones crop
+        if any(pads):  # negative values crop
             volume = F.pad(volume, pads, mode="constant" if self.crop else "replicate")
         shifts, fine = range(0, patch, step), None
         for i, j, k in itertools.product(shifts, repeat=3):
@@ -218,17 +223,17 @@ class TokenInferer(Inferer):
         return MetaTensor(fine, affine=torch.as_tensor(affine @ place))
 
     def _tokens(self, volume: torch.Tensor, network: Encoder) -> torch.Tensor:
-        """Of a volume of whole patches: (1, C, H', W', D')."""
+        """Tokens (1, C, H', W', D') of a volume of whole patches."""
         patch, window = network.patch_size, network.input_size
         if window is None:
             return network(volume)
         stride = max(patch, round(window * (1 - self.overlap) / patch) * patch)  # windows start on whole tokens
-        overlap = max(0.0, 1 - (stride + 0.5) / window)  # MONAI rounds window x (1 - overlap) down: to the stride
+        overlap = max(0.0, 1 - (stride + 0.5) / window)  # MONAI rounds window x (1 - overlap) down, to the stride
         return SlidingWindowInferer(window, self.sw_batch_size, overlap=overlap, mode="gaussian")(volume, network)
 
 
 class FeatureSaver:
-    """Handler: after each volume of a MONAI evaluator, puts its tokens into the store."""
+    """Handler of a MONAI evaluator: writes the tokens of each volume into the store."""
 
     def __init__(self, store: FeatureStore, cohort):
         self.store, self.cohort = store, cohort
@@ -244,5 +249,5 @@ class FeatureSaver:
 
 
 def image_alone(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple[torch.Tensor, None]:
-    """For an evaluator that is to see no label: the image (B, 1, H, W, D) with its metadata, and None."""
+    """``prepare_batch`` without a label: the image (B, 1, H, W, D) with its metadata, and None."""
     return batch[Keys.IMAGE].to(device, non_blocking=non_blocking, **kwargs), None

@@ -1,11 +1,10 @@
-"""Files written whole or not at all, and the arrays that stages leave for one another."""
+"""Atomic file writes, and the arrays that one stage writes for the next."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,19 +15,19 @@ import torch
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the name ``path`` when the block ends well and goes otherwise."""
+    """A temporary path beside ``path``; renamed to ``path`` if the block succeeds, else deleted."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".partial-{path.name}")
     try:
         yield aside
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error says that no room is left; HDF5 says it in its text alone."""
+    """Whether an error means that the disk is full; HDF5 reports it only in its text."""
     return getattr(error, "errno", None) == errno.ENOSPC or f"errno = {errno.ENOSPC}," in str(error)
 
 
@@ -42,7 +41,7 @@ def write_json(path: str | Path, content) -> None:
 
 
 class WorkFiles:
-    """Arrays of one kind that a stage leaves for the next: one HDF5 file a case, floats kept as float16 or whole."""
+    """Arrays of one kind that a stage writes for the next: one HDF5 file per case."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -57,7 +56,7 @@ class WorkFiles:
             return key in file
 
     def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
-        """``half``: large tensors, as float16; ``plain``: small arrays, numbers and text. Keys may be paths, "a/b"."""
+        """``half``: large tensors, as float16. ``plain``: small arrays, numbers, text. Keys may be paths, "a/b"."""
         with atomic_write(self.path(name)) as aside, h5py.File(aside, "w") as file:
             for key, tensor in half.items():
                 file[key] = tensor.numpy().astype(np.float16)
@@ -65,12 +64,12 @@ class WorkFiles:
                 file[key] = value.numpy() if isinstance(value, torch.Tensor) else value
 
     def groups(self, name: str, key: str) -> list[str]:
-        """The names below the path ``key``, sorted; empty where there is none."""
+        """The names below the path ``key``, sorted; empty if the path does not exist."""
         with h5py.File(self.path(name), "r") as file:
             return sorted(file[key]) if key in file else []
 
     def load(self, name: str, keys: Iterable[str]) -> list:
-        """Tensors (float32) of ``keys``; text as text, and several as a list."""
+        """The values of ``keys``: float32 tensors; text as str, several texts as a list."""
         with h5py.File(self.path(name), "r") as file:
             return [plain(file[key]) for key in keys]
 

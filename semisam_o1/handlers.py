@@ -1,4 +1,4 @@
-"""Handlers that show how far work is and put results on disk."""
+"""Handlers that log progress and write results to disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("semisam_o1")
 
 
 class ItemProgress:
-    """Handler: one line of log a volume, so that long work shows where it is."""
+    """Handler: logs one line per volume, to show the progress of long work."""
 
     def __init__(self, what: str):
         self.what = what
@@ -43,17 +43,19 @@ class ItemProgress:
 
 
 class PredictionSaver:
-    """Handler of a MONAI evaluator: a scan's logits to a label and an uncertainty map in the scan's own geometry.
+    """Handler of a MONAI evaluator: writes a label and an uncertainty map in the scan's own geometry.
 
-    Logits are (members, C, h, w, d): one member, or those of an ensemble, whose mean is the prediction.
+    Logits are (members, C, h, w, d), with one member or an ensemble. The mean over the members is the prediction.
 
     Args:
-        cases: those that may come, by name.
-        label: case name -> path of its label; uncertainty_map: of its uncertainty.
-        table: gets the mean uncertainty of each volume.
+        cases: the cases that may occur.
+        label: case name -> path of its label; uncertainty_map: case name -> path of its uncertainty map.
+        table: receives the mean uncertainty of each volume.
         uncertainty: the measure, see the module `uncertainty`.
-        kept: gets the pool's probabilities where the network saw them.
-        largest_component: classes of which the largest component alone is kept.
+        kept: receives the probabilities of pool scans, on the grid of the network's input.
+        over_padding: as published, take the mean uncertainty over the network's input, including the even padding that
+            the inferer may return; else over the scan.
+        largest_component: the classes to reduce to their largest component.
         hdf5_key, hdf5_spacing: see `formats.HDF5Reader`.
     """
 
@@ -65,6 +67,7 @@ class PredictionSaver:
         table: CaseTable,
         uncertainty: Callable[[torch.Tensor], torch.Tensor] = predictive_entropy,
         kept: WorkFiles | None = None,
+        over_padding: bool = False,
         largest_component: Sequence[int] = (),
         hdf5_key: str = "image",
         hdf5_spacing=None,
@@ -72,7 +75,8 @@ class PredictionSaver:
         self.cases = {case.name: case for case in cases}
         self.label, self.uncertainty_map, self.table, self.kept = label, uncertainty_map, table, kept
         self.largest_component, self.hdf5 = largest_component, (hdf5_key, hdf5_spacing)
-        self.uncertainty, self.found = uncertainty, {}
+        self.uncertainty, self.over_padding = uncertainty, over_padding
+        self.found: dict[str, dict[str, float]] = {}
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.started)
@@ -90,11 +94,13 @@ class PredictionSaver:
         logits = engine.state.output[Keys.PRED]
         logits = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
         seen = logits.float().softmax(1).cpu()
+        inner = middle(seen, engine.state.batch[Keys.IMAGE].shape[2:])
         if self.kept is not None and case.split == "pool":
-            self.kept.save(name, {"probabilities": seen.mean(0)}, {"affine": affine})
-        members = torch.stack([to_grid(member, affine, grid).clamp(0, 1) for member in seen])
+            self.kept.save(name, {"probabilities": inner.mean(0)}, {"affine": affine})
+        members = torch.stack([to_grid(member, affine, grid).clamp(0, 1) for member in inner])
         uncertainty = self.uncertainty(members)
-        self.found[name] = {"uncertainty": float(uncertainty.mean())}
+        mean = (self.uncertainty(seen) if self.over_padding else uncertainty).mean()
+        self.found[name] = {"uncertainty": float(mean)}
         label = keep_largest(members.mean(0).argmax(0, keepdim=True), self.largest_component)[0]
         write_label(self.label(name), label.numpy(), case.image, grid)
         write_share(self.uncertainty_map(name), uncertainty.numpy(), case.image, grid)
@@ -103,43 +109,107 @@ class PredictionSaver:
         self.table.write(self.found)
 
 
+def middle(volume: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """Remove even padding from (..., H, W, D), leaving ``sides``; the smaller half of the padding comes first."""
+    begins = [(n - side) // 2 for n, side in zip(volume.shape[-3:], sides)]
+    x, y, z = (slice(begin, begin + side) for begin, side in zip(begins, sides))
+    return volume[..., x, y, z]
+
+
 def round_predictions(cases: Sequence[Case], output_dir: str | Path, round: int, **settings) -> PredictionSaver:
-    """A `PredictionSaver` into a round of the run ``output_dir``, which keeps the pool's probabilities."""
+    """A `PredictionSaver` for a round of the run ``output_dir``; also keeps the pool's probabilities."""
     folder = RunFolder(output_dir).round(round)
     places = (folder.prediction, folder.uncertainty_map, folder.uncertainty)
     return PredictionSaver(cases, *places, kept=folder.work("predicted"), **settings)
 
 
 def new_predictions(cases: Sequence[Case], output_dir: str | Path, **settings) -> PredictionSaver:
-    """A `PredictionSaver` into ``output_dir``/labels and /uncertainty, for scans of no run."""
+    """A `PredictionSaver` for ``output_dir``/labels and /uncertainty, for scans that belong to no run."""
     folder = PredictionFolder(output_dir)
     return PredictionSaver(cases, folder.label, folder.uncertainty_map, folder.uncertainty, **settings)
 
 
 def round_weights(network: nn.Module, output_dir: str | Path, round: int, device: str = "cpu") -> CheckpointLoader:
-    """MONAI's `CheckpointLoader` of the model that a round of the run ``output_dir`` ends with.
+    """MONAI's `CheckpointLoader` for the final model of a round of the run ``output_dir``.
 
-    For the round before the first there is none, which is for the caller to see.
+    Round 0 has no model; the caller checks for that.
     """
     path = RunFolder(output_dir).round(round).model
     return CheckpointLoader(str(path), {"model": network}, map_location=torch.device(device))
 
 
 def attached(handler):
-    """``handler`` itself: how a list of handlers that holds nothing but dictionaries names one that has an id."""
+    """Return ``handler``. A config needs it to list a handler with an id among handlers given as dictionaries."""
     return handler
 
 
-class WeightsSaver:
-    """Handler: the weights of ``network`` as a plain ``state_dict``, a round's model, when training has ended.
+class PublishedValidation:
+    """Handler of a trainer: validates every ``interval`` iterations and keeps the best weights, as published.
 
-    Where ``best`` names a file beside it that exists (the state which validation chose, preset `paper`), its weights
-    instead.
+    Weights are kept if their metric exceeds the best so far, which starts at 0; of equal ones the first is kept. They
+    are written to ``round{r}_iter{i}_dice{metric}.pth`` and ``round{r}_best.pth``. If none are kept, the round uses
+    its last weights.
+
+    Args:
+        validator: a MONAI evaluator with a key metric. network: the network whose weights are kept.
+        output_dir, round: the run's folder and the round.
+    """
+
+    def __init__(self, validator, network: nn.Module, output_dir: str | Path, round: int, interval: int = 200):
+        self.validator, self.network, self.interval, self.round = validator, network, interval, round
+        self.folder = RunFolder(output_dir).round(round).path
+        self.best, self.kept_iteration = 0.0, 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        self.validator.run()
+        found = float(self.validator.state.metrics[self.validator.state.key_metric_name])
+        log.info("iteration %d: validation %.4f, best so far %.4f", engine.state.iteration, found, self.best)
+        if found > self.best:
+            self.best, self.kept_iteration = found, engine.state.iteration
+            for name in (f"round{self.round}_iter{self.kept_iteration}_dice{found:.4f}.pth", self.best_file.name):
+                write_weights(self.folder / name, self.network.state_dict())
+
+    @property
+    def best_file(self) -> Path:
+        """The file of the best weights."""
+        return self.folder / f"round{self.round}_best.pth"
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "kept_iteration": self.kept_iteration}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.kept_iteration = state["best"], state["kept_iteration"]
+
+
+class CopySaver:
+    """Handler of a trainer: writes ``round{r}_iter{i}.pth`` every ``interval`` iterations, as published."""
+
+    def __init__(self, network: nn.Module, output_dir: str | Path, round: int, interval: int = 3000):
+        self.network, self.round, self.interval = network, round, interval
+        self.folder = RunFolder(output_dir).round(round).path
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        path = self.folder / f"round{self.round}_iter{engine.state.iteration}.pth"
+        write_weights(path, self.network.state_dict())
+
+
+class WeightsSaver:
+    """Handler: writes the weights of ``network`` as a plain ``state_dict``, the round's model, after training.
+
+    If ``best`` names an existing file beside it (the state selected by validation, preset `paper`), writes those
+    weights instead.
     """
 
     def __init__(self, network: nn.Module, output_dir: str | Path, round: int, best: str | None = None):
         folder = RunFolder(output_dir).round(round)
-        self.network, self.path, self.best = network, folder.model, best and folder.path / best
+        self.network, self.path = network, folder.model
+        self.best = folder.path / best if best else None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.COMPLETED, self)

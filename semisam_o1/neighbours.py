@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import numpy as np
 
@@ -17,7 +19,7 @@ def nearest(
     Returns squared Euclidean distances (m, k), ascending, and indices (m, k). Fewer references than k: all of them.
     """
     references, queries = (np.ascontiguousarray(vectors, np.float32) for vectors in (references, queries))
-    index = faiss.IndexFlatL2(references.shape[1])
+    index: Any = faiss.IndexFlatL2(references.shape[1])
     k = min(k, len(references))
     if cells and len(references) > 50 * cells:  # fewer are compared at once
         index = faiss.IndexIVFFlat(index, references.shape[1], cells)

@@ -1,6 +1,6 @@
-"""The folder of a run: the only module that knows the names of the files in it.
+"""The folder of a run. Only this module knows its file names.
 
-``RunFolder(path).round(2).prediction("case")`` is a path; whether there is a file is for the caller to see.
+``RunFolder(path).round(2).prediction("case")`` is a path; the caller checks whether the file exists.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from semisam_o1.files import WorkFiles
 from semisam_o1.tables import CaseTable
 from semisam_o1.types import DatasetError
 
-LAYOUT = 2  # of a run folder; one of another layout is refused
+LAYOUT = 2  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
-# What is known of a label without truth, as `round_0.quality.Quality` has it.
+# Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
     "predicted_dice",
     "reverse_consistency",
@@ -33,13 +33,14 @@ def volume(folder: Path, name: str) -> Path:
 
 
 def uncertainty_table(folder: Path) -> CaseTable:
-    """Mean uncertainty of each prediction in ``folder``, the most uncertain first."""
-    order = lambda row: (-row[1]["uncertainty"], row[0])  # noqa: E731
-    return CaseTable(folder / "uncertainty.csv", {"uncertainty": ".6f"}, order)
+    """The table of mean uncertainties of the predictions in ``folder``, highest first."""
+    return CaseTable(
+        folder / "uncertainty.csv", {"uncertainty": ".6f"}, order=lambda row: (-row[1]["uncertainty"], row[0])
+    )
 
 
 class PredictionFolder:
-    """A folder of predictions for scans of no run."""
+    """A folder of predictions for scans that belong to no run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -65,12 +66,12 @@ class RoundFolder:
         self.quality = CaseTable(
             self.path / "quality.csv",
             dict.fromkeys(QUALITY, ".4f"),
-            order=lambda row: (row[1]["predicted_dice"], row[0]),  # the least trusted first
+            order=lambda row: (row[1]["predicted_dice"], row[0]),  # lowest predicted Dice first
         )
         self.uncertainty = uncertainty_table(self.path)
 
     def label(self, name: str) -> Path:
-        """Round 0: the propagated label. Later: the prediction after its refinement."""
+        """Round 0: the propagated label. Later rounds: the refined label."""
         return volume(self.labels, name)
 
     def prediction(self, name: str) -> Path:
@@ -86,16 +87,16 @@ class RoundFolder:
         return volume(self.path / "copied", name)
 
     def final(self, name: str) -> Path:
-        """The label that the round ends with: the refined one, else the prediction."""
+        """The final label of the round: the refined label, else the prediction."""
         return self.label(name) if self.labels.is_dir() else self.prediction(name)
 
     def work(self, kind: str) -> WorkFiles:
-        """Arrays that one stage leaves for the next."""
+        """Arrays that one stage writes for the next."""
         return WorkFiles(self.path / "work" / kind)
 
     @property
     def refinement_off(self) -> bool:
-        """Whether the refinement of this round was switched off by its guard."""
+        """Whether the guard switched off the refinement of this round."""
         return self.refinement.exists() and json.loads(self.refinement.read_text(encoding="utf-8"))["switched_off"]
 
 
@@ -123,29 +124,29 @@ class RunFolder:
         return volume(self.pseudo_labels, name)
 
     def final(self, name: str) -> Path | None:
-        """The label a run ends with: the one handed out, else that of the newest round that has one."""
+        """The final label of a run: the one in ``pseudo_labels/``, else that of the latest round with a label."""
         found = [self.pseudo_label(name)]
         for number in reversed(self.rounds()):
             found += [self.round(number).label(name), self.round(number).prediction(name)]
         return next((path for path in found if path.is_file()), None)
 
     def refinement_off_before(self, number: int) -> bool:
-        """Whether the refinement was switched off in a round before ``number``: then it stays off."""
+        """Whether a round before ``number`` switched off the refinement, which then stays off."""
         return any(self.round(earlier).refinement_off for earlier in range(1, number))
 
     def read_record(self) -> dict[str, Any]:
-        """The content of run.json; empty where there is none.
+        """The content of run.json; empty if the file does not exist.
 
         Raises:
-            DatasetError: the run is of an earlier layout.
+            DatasetError: the run has an earlier layout.
         """
         return self._read(self.record)
 
     def read_journal(self) -> dict[str, Any]:
-        """The content of progress.json; empty where there is none.
+        """The content of progress.json; empty if the file does not exist.
 
         Raises:
-            DatasetError: the run is of an earlier layout.
+            DatasetError: the run has an earlier layout.
         """
         return self._read(self.journal)
 
@@ -155,7 +156,7 @@ class RunFolder:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("layout") != LAYOUT:
             raise DatasetError(
-                f"{self.path} was written by an earlier version of semisam-o1 ({path.name} is of layout "
+                f"{self.path} was written by an earlier version of semisam-o1 ({path.name} has layout "
                 f"{content.get('layout', 1)}, expected {LAYOUT}). Its labels stay as they are; name another folder "
                 "for this run."
             )

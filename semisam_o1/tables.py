@@ -1,4 +1,4 @@
-"""Tables as CSV: typed columns, written whole or not at all, safe to open in a spreadsheet."""
+"""Tables as CSV: typed columns, atomic writes, safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from semisam_o1.files import write_text
 
-TEXT, COUNT = "", "d"  # formats of columns; a number's is that of `format`, e.g. ".4f"
-# A spreadsheet takes a cell that begins so for a formula. An apostrophe before it makes it text again; a text that
-# begins with an apostrophe gets another, so that reading takes back exactly what writing put there.
+TEXT, COUNT = "", "d"  # formats of columns; numbers use those of `format`, e.g. ".4f"
+# A spreadsheet reads a cell that starts with one of these as a formula. A leading apostrophe marks it as text. A text
+# that starts with an apostrophe gets another one, so that reading restores exactly what was written.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 def write_rows(path: str | Path, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write ``rows`` with ``columns``: name -> format. None becomes an empty cell, as does a key that is missing."""
+    """Write ``rows`` with ``columns``: name -> format. None and missing keys become empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -28,12 +28,12 @@ def write_rows(path: str | Path, columns: Mapping[str, str], rows: Iterable[Mapp
 
 
 def read_rows(path: str | Path, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of a table with at least ``columns``: text, int or float by their formats, None where a cell is empty.
+    """The rows of a table with at least ``columns``: text, int or float by format, None for an empty cell.
 
     Raises:
         ValueError: a column is missing; the message names it.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
             raise ValueError(f"{path}: no column {', '.join(missing)}; expected {','.join(columns)}")
@@ -58,12 +58,12 @@ def _value(cell: str, kind: str) -> Any:
 
 
 class CaseTable:
-    """One row of numbers a case: ``{case: {column: number}}`` in a CSV whose first column is ``case``.
+    """One row of numbers per case: ``{case: {column: number}}`` in a CSV whose first column is ``case``.
 
     Args:
-        path: of the file.
+        path: the file.
         columns: name -> format of each number.
-        order: of the rows when written, a key over (case, numbers).
+        order: sort key of the rows, called with (case, numbers).
     """
 
     def __init__(self, path: str | Path, columns: Mapping[str, str], order=lambda row: row[0]):
@@ -74,6 +74,6 @@ class CaseTable:
         write_rows(self.path, self.columns, ({"case": name, **numbers} for name, numbers in rows))
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Empty where none has been written."""
+        """All rows; empty if the file does not exist."""
         rows = read_rows(self.path, self.columns) if self.path.exists() else []
         return {row.pop("case"): row for row in rows}

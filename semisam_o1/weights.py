@@ -66,9 +66,9 @@ def read_checkpoint(path: Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except Exception as error:  # noqa: BLE001 - safetensors has an error of its own, which is an Exception alone
+        except Exception as error:
             raise _unreadable(path, error) from error
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals(HARMLESS):  # type: ignore[arg-type]
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -102,7 +102,7 @@ def convert_weights(source: str | Path, target: str | Path) -> int:
         if zipfile.is_zipfile(source) and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(source).namelist()):
             raise UserError("a TorchScript archive, which holds code")
         stored = torch.load(source, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ALONE)
-    except Exception as error:  # noqa: BLE001 - a broken pickle raises anything
+    except Exception as error:
         raise _unreadable(source, error) from error
     tensors = {key: value for key, value in _state(stored, source).items() if isinstance(value, Tensor)}
     if not tensors:
@@ -170,7 +170,7 @@ _TENSORS_ALONE = types.SimpleNamespace(
 def _unsafe_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not the zip format, which alone can be listed: the first name is in the message
+    except Exception:  # noqa: BLE001 - only the zip format can be listed; else the message names the first
         return re.findall(r"GLOBAL (\S+) was not", str(error))
 
 

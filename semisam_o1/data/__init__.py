@@ -1,11 +1,19 @@
-"""Data sets, scans and labels: from files to arrays and back."""
+"""Data sets, scans and labels: reading, checking, transforming and writing."""
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.formats import Format, HDF5Reader, LoadScand, read_grid, read_volume
 from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
 from semisam_o1.data.images import image_files, readable_cases
-from semisam_o1.data.transforms import PublishedPadd, chain, image_chain, label_chain, random_flips, template_components
+from semisam_o1.data.transforms import (
+    PublishedPadd,
+    PublishedRandCropd,
+    chain,
+    image_chain,
+    label_chain,
+    random_flips,
+    template_components,
+)
 
 __all__ = [
     "Cohort",
@@ -14,6 +22,7 @@ __all__ = [
     "HDF5Reader",
     "LoadScand",
     "PublishedPadd",
+    "PublishedRandCropd",
     "chain",
     "choose_patch",
     "choose_spacing",

@@ -1,8 +1,8 @@
-"""What is wrong with a data set, found in one pass before any work, and what a run on it will take.
+"""Checks of a data set's files, in one pass before any work.
 
-`check_case` looks into the files of one case and `find_problems` into those of all; lists and folders are
-`datasets.open_cohort`'s, which joins both into one table. Only names of cases, lists and HDF5 datasets, sizes
-and counts are printed: nothing of what headers say about a patient.
+`check_case` checks the files of one case, `find_problems` those of all cases. `datasets.open_cohort` checks lists and
+folders and merges all problems into one table. Messages contain names of cases, lists and HDF5 datasets, sizes and
+counts, but no patient data from headers.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from semisam_o1.data.formats import read_grid, read_volume
 from semisam_o1.data.grids import Grid
 from semisam_o1.types import Case
 
-# How far the corners of image and label may lie apart, in voxels. Headers round (float32 offsets,
-# quaternions): that stays below 0.001 voxel. A twentieth of a voxel changes no overlap that could be
-# measured; half a voxel does.
+# Largest distance between the corners of image and label, in voxels. Rounding in headers (float32 offsets,
+# quaternions) stays below 0.001 voxel. A shift of 0.05 voxel does not change any overlap measurably; half a voxel does.
 AFFINE_TOLERANCE = 0.05
-# Labels are held one-hot, so memory grows with the highest number; 255 for "foreground" is the usual slip.
+# Labels are one-hot in memory, so memory grows with the highest class number. A common mistake is 255 for foreground.
 MAX_CLASSES = 250
 
 
 class _Fault(Exception):
-    """Found, expected, remedy: a problem whose case and severity are still to be said."""
+    """Arguments (found, expected, remedy) of a `Problem` whose case and severity are not set yet."""
 
 
 def check_case(
     case: Case, hdf5_key: str = "image", hdf5_spacing=None, classes: Iterable[int] | None = None
 ) -> list[Problem]:
-    """Everything wrong with the files of one case, voxels included.
+    """All problems of the files of one case, including their voxels.
 
-    An image at fault sets the case aside. A label at fault is not used, and the case stays: the labels of all
-    but templates only serve to measure. That holds for a label with classes outside ``classes`` as a whole,
-    since its scores would belong to another task. Either stops the run in a template, as does a label without
+    A faulty image sets the case aside. A faulty label is not used, but the case stays, because labels other than the
+    templates' are used only for metrics. A label with classes outside ``classes`` is faulty as a whole, because its
+    scores would belong to another task. In a template, either fault stops the run, and so does a label without
     foreground.
 
     Args:
         case: ``split`` "template" marks a template.
-        hdf5_key, hdf5_spacing: as in `transforms.read_volume`.
-        classes: the class numbers that a label may hold; None asks nothing.
+        hdf5_key, hdf5_spacing: as in `formats.read_volume`.
+        classes: the class numbers that a label may contain; None allows all.
     """
     return _look_into(case, hdf5_key, hdf5_spacing, classes)[0]
 
@@ -56,10 +55,10 @@ def find_problems(
     num_classes: int | None = None,
     binary_label: bool = False,
 ) -> Findings:
-    """`check_case` for every case, templates first, since they say which classes the others may hold.
+    """`check_case` for every case, templates first, because they define which classes other labels may contain.
 
-    Classes are those of all templates together, or any below ``num_classes`` where that is said; where all are
-    merged (``binary_label``) it does not matter which a label holds.
+    The allowed classes are those of all templates together, and all below ``num_classes`` if given. With
+    ``binary_label`` all classes are merged, so every class is allowed.
     """
     cases = list(cases)
     templates = [case for case in cases if case.split == "template"]
@@ -81,7 +80,7 @@ def find_problems(
 def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
     highest = max(held, default=0)
     if num_classes is not None and not max(highest + 1, 2) <= num_classes <= MAX_CLASSES:
-        expected = f"{max(highest + 1, 2)} to {MAX_CLASSES}, background counted"
+        expected = f"{max(highest + 1, 2)} to {MAX_CLASSES}, including background"
         return [
             Problem(
                 "template",
@@ -103,7 +102,7 @@ def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
 
 
 def _look_into(case: Case, hdf5_key: str, hdf5_spacing, classes) -> tuple[list[Problem], set[int]]:
-    """The problems of one case and the class numbers that its label holds (none where it is at fault)."""
+    """The problems of one case and the class numbers in its label (empty if the label is faulty)."""
     template = case.split == "template"
     problems: list[Problem] = []
     grid, held = None, set()
@@ -113,7 +112,7 @@ def _look_into(case: Case, hdf5_key: str, hdf5_spacing, classes) -> tuple[list[P
     except _Fault as fault:
         problems.append(Problem(case.name, STOPS if template else SET_ASIDE, *fault.args))
     try:
-        # the label of an HDF5 file that cannot even be opened would only say the same again
+        # an HDF5 file that cannot be opened would give the same problem again for its label
         if case.label is not None and (grid is not None or case.label != case.image):
             held = _check_label(case.label, hdf5_spacing, grid, classes)
         if template and held == {0}:
@@ -124,12 +123,12 @@ def _look_into(case: Case, hdf5_key: str, hdf5_spacing, classes) -> tuple[list[P
     except _Fault as fault:
         problems.append(Problem(case.name, STOPS if template else LABEL_NOT_USED, *fault.args))
     if not template and held == {0}:
-        problems.append(Problem(case.name, NOTE, "the label is empty", "some foreground", "check that this is meant"))
+        problems.append(Problem(case.name, NOTE, "the label is empty", "some foreground", "check whether it should be"))
     return problems, held
 
 
 def _open(path: Path, dataset: str, spacing, what: str) -> Grid:
-    """The stored grid of an image or label; what the header alone shows to be wrong is a `_Fault`."""
+    """The stored grid of an image or label; raises `_Fault` for problems visible in the header."""
     try:
         if path.stat().st_size == 0:
             raise _Fault(f"the {what}'s file is empty", "a whole file", "copy or export it again")
@@ -139,11 +138,11 @@ def _open(path: Path, dataset: str, spacing, what: str) -> Grid:
     except KeyError as error:
         remedy = "set image_key to one of these" if what == "image" else "store the label under 'label'"
         raise _Fault(str(error.args[0]), f"a dataset '{dataset}'", remedy) from error
-    except Exception as error:  # readers raise whatever they like on a damaged file
+    except Exception as error:  # readers raise many kinds of errors on a damaged file
         raise _unreadable(what, error) from error
     axes = len(grid.shape)
     if axes != 3:
-        remedy = "store one channel or time point a file" if axes > 3 else "store whole volumes, not slices"
+        remedy = "store one channel or time point per file" if axes > 3 else "store whole volumes, not slices"
         raise _Fault(f"a {axes}D {what}, {_sizes(grid.shape)}", "a 3D volume", remedy)
     if min(grid.shape) == 0:
         raise _Fault(f"no voxels in the {what}, {_sizes(grid.shape)}", "no axis of size zero", "export it again")
@@ -166,12 +165,12 @@ def _voxels(path: Path, dataset: str, spacing, what: str = "image") -> np.ndarra
         raise _unreadable(what, error) from error
     if volume.ndim != 4 or volume.shape[0] != 1:
         found = f"4D: {len(volume)} channels or time points in the {what}"
-        raise _Fault(found, "a 3D volume", "store one channel or time point a file")
+        raise _Fault(found, "a 3D volume", "store one channel or time point per file")
     return volume[0]
 
 
 def _unreadable(what: str, error: Exception) -> _Fault:
-    # the name of the error alone: its text can quote headers and full paths
+    # only the name of the error: its text may quote headers and full paths
     return _Fault(
         f"the {what} is truncated or damaged ({type(error).__name__})",
         "a file that can be read",
@@ -180,20 +179,20 @@ def _unreadable(what: str, error: Exception) -> _Fault:
 
 
 def _check_image(values: np.ndarray) -> None:
-    low, high = float(values.min()), float(values.max())  # both carry NaN and infinity on
+    low, high = float(values.min()), float(values.max())  # NaN and infinity propagate to both
     if not np.isfinite([low, high]).all():
         count = int(values.size - np.isfinite(values).sum())
         raise _Fault(f"{count} NaN or infinite voxels", "finite voxels", "replace them, e.g. by the background")
     middle = np.median(values.ravel()[::101])
-    # what `image_chain` clips to must not be one value; percentiles are slow, so only where it might be
+    # the percentiles that `image_chain` clips to must differ; they are slow, so compute them only in doubt
     few_differ = np.count_nonzero(values != middle) < 0.02 * values.size
     if low == high or (few_differ and np.ptp(np.percentile(values, [1, 99.5])) == 0):
         found = "a constant image" if low == high else "an image that is constant but for a few voxels"
-        raise _Fault(found, "intensities that vary", "export it again")
+        raise _Fault(found, "varying intensities", "export it again")
 
 
 def _check_label(path: Path, spacing, grid: Grid | None, classes: Iterable[int] | None) -> set[int]:
-    """The class numbers that a label on the image's ``grid`` holds, always with 0."""
+    """The class numbers in a label on the image's ``grid``, always including 0."""
     own = _open(path, "label", spacing, "label")
     if grid is not None and own.shape != grid.shape:
         raise _Fault(
@@ -201,27 +200,27 @@ def _check_label(path: Path, spacing, grid: Grid | None, classes: Iterable[int] 
             f"the image's {_sizes(grid.shape)}",
             "draw or resample it on the image",
         )
-    if grid is not None and (apart := _distance(own, grid)) > AFFINE_TOLERANCE:
-        found = f"the label's affine differs, by {apart:.3g} voxels"
+    if grid is not None and (distance := _distance(own, grid)) > AFFINE_TOLERANCE:
+        found = f"the label's affine differs, by {distance:.3g} voxels"
         raise _Fault(found, f"at most {AFFINE_TOLERANCE:g}", "draw or resample it on the image")
     values = _voxels(path, "label", spacing, "label")
-    # exactly whole: one-hot coding cuts 0.9999 to 0
+    # exactly whole, because one-hot coding truncates 0.9999 to 0
     if not (np.isfinite(values) & (values == np.rint(values))).all():
         remedy = "store class numbers, unscaled and not interpolated"
         raise _Fault("the label is not of whole numbers", "0, 1, 2 ...", remedy)
     if values.min() < 0:
         raise _Fault(f"the label holds {values.min():.0f}", "0 or more", "renumber the classes from 1")
-    # counting is ten times as fast as sorting, but for labels that are no class numbers it would take memory
+    # counting is ten times as fast as sorting, but takes much memory if the values are not class numbers
     few = values.max() < 1e6
     held = {int(n) for n in (np.flatnonzero(np.bincount(values.astype(int).ravel())) if few else np.unique(values))}
     if classes is not None and (unknown := sorted(held - set(classes))):
-        remedy = "use a template that holds it, or say num_classes"
-        raise _Fault(f"the label holds class {_some(unknown)}", "classes the template holds", remedy)
+        remedy = "use a template that holds it, or set num_classes"
+        raise _Fault(f"the label holds class {_some(unknown)}", "classes of the template", remedy)
     return held | {0}
 
 
 def _distance(one: Grid, other: Grid) -> float:
-    """How far apart, in voxels of ``other``, two grids of one shape place the same corner at most."""
+    """The largest distance between corresponding corners of two grids of equal shape, in voxels of ``other``."""
     corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in other.shape))])
     between = np.linalg.solve(other.affine, one.affine) - np.eye(4)
     return float(np.linalg.norm((corners @ between.T)[:, :3], axis=1).max())

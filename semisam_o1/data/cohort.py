@@ -1,4 +1,4 @@
-"""A data set as a run sees it: which scan plays which part."""
+"""A data set as a run uses it: templates, pool, validation and test cases."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ LISTS = {"pool": "train.txt", "val": "val.txt", "test": "test.txt"}  # split -> 
 
 @dataclass(frozen=True)
 class Cohort:
-    """A data set as a run sees it: which scan plays which part, what classes are called, what was left out.
+    """A data set as a run uses it: the cases of each split, the class names, the cases set aside.
 
     Attributes:
         root: the data set's folder.
-        templates: the cases whose labels may be learnt from (``split`` is "template"), in no other split; by name.
-        pool, val, test: the cases still usable; their labels, where they have one, only serve to measure.
-        num_classes: background counted.
+        templates: the cases whose labels are used for learning (``split`` is "template"), sorted by name; they are in
+            no other split.
+        pool, val, test: the usable cases; their labels, if any, are used only for metrics.
+        num_classes: including background.
         classes: a name for each class number, 0 being the background.
-        set_aside: the cases that cannot be used, each with the reason.
-        hdf5_key: the HDF5 dataset that is the image.
-        hdf5_spacing: voxel size in mm that HDF5 files lack: one number, three (stored axes), or unsaid.
-        problems: all that was found, as `findings.table` prints it.
+        set_aside: unusable case -> reason.
+        hdf5_key: the HDF5 dataset of the image.
+        hdf5_spacing: voxel size of HDF5 scans in mm: one number, three (stored axes), or None if unknown.
+        problems: all problems found, for `findings.table`.
     """
 
     root: Path
@@ -48,7 +49,7 @@ class Cohort:
 
     @property
     def unsaid_spacing(self) -> bool:
-        """Whether scans are taken to have voxels of 1 mm because neither files nor user say otherwise."""
+        """Whether voxels are assumed to be 1 mm because neither the files nor the user give a size."""
         return self.hdf5_spacing is None and not format_of(self.templates[0].image).has_geometry
 
     def split(self, name: str) -> tuple[Case, ...]:
@@ -62,7 +63,7 @@ class Cohort:
         for case in self.cases:
             if case.name == name:
                 return case
-        why = f"it was set aside: {self.set_aside[name]}" if name in self.set_aside else "none of the lists names it"
+        why = f"it was set aside: {self.set_aside[name]}" if name in self.set_aside else "no list names it"
         raise DatasetError(f"{self.root} has no usable case '{name}': {why}.")
 
     def grid(self, case: Case) -> Grid:
@@ -71,5 +72,5 @@ class Cohort:
 
     @property
     def template_grids(self) -> list[Grid]:
-        """The stored grids of the templates, by which the working space is chosen."""
+        """The stored grids of the templates, which determine the working space."""
         return [self.grid(case) for case in self.templates]

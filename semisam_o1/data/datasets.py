@@ -1,8 +1,8 @@
-"""Folders, lists and files to Cases; nothing else reads a data set.
+"""From folders, lists and files to Cases; no other module reads the layout of a data set.
 
-Two layouts: ``data/<case>.h5`` with ``image`` and perhaps ``label`` inside, or ``images/`` and ``labels/``
-with one file a case (NIfTI, NRRD, MHA), each beside ``train.txt``, ``val.txt`` and ``test.txt``, none of
-which is needed.
+There are two layouts: ``data/<case>.h5`` with ``image`` and optionally ``label`` inside, or ``images/`` and ``labels/``
+with one file per case (NIfTI, NRRD, MHA). Both may have ``train.txt``, ``val.txt`` and ``test.txt``; all three are
+optional.
 """
 
 from __future__ import annotations
@@ -36,41 +36,40 @@ def open_cohort(
     need_pool: bool = True,
     binary_label: bool = False,
 ) -> Cohort:
-    """Find the cases of a data set, and everything that is wrong with it, in one pass.
+    """Find the cases of a data set and all its problems in one pass.
 
-    The templates are those named by ``template``, listed or not; else the first ``labeled_num`` of
-    ``train.txt``; else, without that list, the labelled cases. The pool is the rest of ``train.txt``, or of
-    all images without it.
+    The templates are the cases in ``template``, listed or not; else the first ``labeled_num`` cases of ``train.txt``;
+    else, without that list, the labelled cases. The pool is the rest of ``train.txt``, or the rest of all images
+    without that list.
 
     Args:
         dataset_dir: the data set's folder.
         template: names of cases, or of their files.
-        labeled_num: how many cases at the head of ``train.txt`` are templates.
-        num_classes: background counted; what the templates hold where unsaid.
-        image_key: the HDF5 dataset that is the image.
+        labeled_num: the number of templates at the start of ``train.txt``.
+        num_classes: including background; by default the classes in the templates.
+        image_key: the HDF5 dataset of the image.
         spacing: voxel size in mm of HDF5 scans, one number or three along the stored axes.
-        check: look into the voxels of all cases, and set aside those that cannot be used; else of the
-            templates alone.
+        check: check the voxels of all cases and set unusable cases aside; else check only the templates.
         need_pool: whether an empty pool stops the run.
-        binary_label: merge all foreground classes: there are two then, whatever labels hold.
+        binary_label: merge all foreground classes, which gives two classes.
 
     Raises:
-        DatasetError: lists or templates cannot be used, or no pool is left; the message is the table of all
+        DatasetError: lists or templates cannot be used, or the pool is empty; the message is the table of all
             problems.
     """
     root = Path(dataset_dir).expanduser()
     problems: list[Problem] = []
     spacing = _spacing(spacing, problems)
     images, labels = _find_files(root, problems)
-    _stop(root, problems)  # without a single image there is nothing to look into
+    _stop(root, problems)  # without any image there is nothing to check
     lists = {split: _read_list(root / file, images, problems) for split, file in LISTS.items()}
     parts = _deal(lists, images, labels, template, labeled_num, problems)
     _note_leftovers(images, labels, parts, lists, problems)
 
     cases = [case for name, split in parts.items() if (case := _case(name, split, images, labels, problems))]
-    looked_into = cases if check else [case for case in cases if case.split == "template"]
+    checked = cases if check else [case for case in cases if case.split == "template"]
     num_classes = 2 if binary_label else num_classes
-    findings = find_problems(looked_into, image_key, spacing, num_classes, binary_label)
+    findings = find_problems(checked, image_key, spacing, num_classes, binary_label)
     problems += findings.problems
     num_classes = num_classes or max(findings.classes, default=0) + 1
     named = {0: "background", 1: "foreground"}
@@ -87,7 +86,7 @@ def open_cohort(
         if problem.severity == SET_ASIDE:
             reasons[problem.case] = "; ".join(filter(None, (reasons.get(problem.case), problem.found)))
     split = {part: tuple(c for c in usable if c.split == part) for part in ("template", *LISTS)}
-    split["template"] = tuple(sorted(split["template"], key=lambda case: case.name))  # their order is to change nothing
+    split["template"] = tuple(sorted(split["template"], key=lambda case: case.name))  # the order given must not matter
     cohort = Cohort(
         root, split["template"], split["pool"], split["val"], split["test"], num_classes, classes,
         reasons, image_key, spacing, tuple(problems),
@@ -121,7 +120,7 @@ def _spacing(spacing, problems: list[Problem]) -> float | tuple[float, ...] | No
 
 
 def _listed_name(text: str, known=()) -> str:
-    """The case that a name in a list, or a file name, stands for."""
+    """The case name of a list entry or a file name."""
     if text in known:
         return text
     suffix = max((s for s in SUFFIXES if text.lower().endswith(s)), key=len, default="")
@@ -129,7 +128,10 @@ def _listed_name(text: str, known=()) -> str:
 
 
 def _index(root: Path, folder: str, inside: str | None = None) -> dict[str, list[Path]]:
-    """The files of ``root``/``inside`` whose format's images lie in ``folder``, by case, without hidden ones (macOS puts ``._x.nii.gz`` beside ``x.nii.gz``)."""
+    """The files in ``root``/``inside`` whose format belongs to ``folder``, by case.
+
+    Hidden files are ignored: macOS writes ``._x.nii.gz`` beside ``x.nii.gz``.
+    """
     files: dict[str, list[Path]] = {}
     place = root / (inside or folder)
     for path in sorted(place.iterdir()) if place.is_dir() else ():
@@ -140,7 +142,7 @@ def _index(root: Path, folder: str, inside: str | None = None) -> dict[str, list
 
 
 def _find_files(root: Path, problems: list[Problem]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Image and label files by case, of whichever layout is there; an HDF5 file with a label is in both."""
+    """Image and label files by case, for either layout; an HDF5 file with a label is in both."""
     layout = "data/*.h5, or images/*.nii.gz (nii, nrrd, mha ...)"
     if not root.is_dir():
         found = "a file, not a folder" if root.exists() else "no such folder"
@@ -161,19 +163,19 @@ def _has_label(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "label" in file
-    except OSError:  # truncated: `find_problems` says so
+    except OSError:  # truncated: `find_problems` reports it
         return False
 
 
 def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] | None:
-    """The names in a list, in its order and each once; None where the list is missing."""
+    """The names in a list, in order and without duplicates; None if the list does not exist."""
     if not path.exists():
         return None
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         found = f"the list cannot be read ({type(error).__name__})"
-        problems.append(Problem(path.name, STOPS, found, "plain text in UTF-8, a name a line", "save it as plain text"))
+        problems.append(Problem(path.name, STOPS, found, "UTF-8 text, one name per line", "save it as plain text"))
         return []
     names: list[str] = []
     for text in filter(None, (line.split(",")[0].strip() for line in lines)):
@@ -186,7 +188,7 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
             names.append(name)
     if not names and path.name == LISTS["pool"]:
         problems.append(
-            Problem(path.name, STOPS, "an empty list", "a name a line", "fill it, or delete it to use all images")
+            Problem(path.name, STOPS, "an empty list", "one name per line", "fill it, or delete it to use all images")
         )
     return names
 
@@ -198,7 +200,7 @@ def _leaves_the_folder(name: str) -> bool:
 
 def _refusal(text: str, where: str) -> Problem:
     shown = "".join(c if c.isprintable() else "?" for c in text)
-    remedy = "write the case's name alone, without folders"
+    remedy = "write only the case's name, without folders"
     return Problem(shown, STOPS, f"a name in {where} that leaves the data folder", "a case's name", remedy)
 
 
@@ -224,7 +226,7 @@ def _deal(lists, images, labels, template, labeled_num, problems) -> dict[str, s
     for split, file in LISTS.items():
         for name in train if split == "pool" else lists[split] or ():
             if name in seen:
-                remedy = "delete it from one list: what is trained on cannot be tested on"
+                remedy = "delete it from one list: a training case must not be a test case"
                 problems.append(Problem(name, STOPS, f"in {seen[name]} and in {file}", "one list", remedy))
             elif parts.get(name) == "template" and split != "pool":
                 problems.append(
@@ -232,7 +234,7 @@ def _deal(lists, images, labels, template, labeled_num, problems) -> dict[str, s
                         name,
                         NOTE,
                         f"in {file} and named by --template",
-                        "one of both",
+                        "one of the two",
                         f"left out of {split}",
                     )
                 )
@@ -242,17 +244,17 @@ def _deal(lists, images, labels, template, labeled_num, problems) -> dict[str, s
 
 
 def _note_leftovers(images, labels, parts, lists, problems: list[Problem]) -> None:
-    """Files that no case uses: often a slip, never an error, and one line for all of them."""
+    """Note the files that no case uses, one line for images and one for labels: often a mistake, never an error."""
     unlisted = [name for name in images if name not in parts]
     orphans = [name for name in labels if name not in images]
     for names, found in ((unlisted, "images in no list"), (orphans, "labels without an image")):
         if names:
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            problems.append(Problem("data set", NOTE, f"{len(names)} {found}: {shown}", "none", "left alone"))
+            problems.append(Problem("data set", NOTE, f"{len(names)} {found}: {shown}", "none", "ignored"))
 
 
 def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Case | None:
-    """The case with its files; None, and a problem, where there is not exactly one image."""
+    """The case with its files; None, with a problem, if it does not have exactly one image."""
     bad_image, bad_label = (STOPS, STOPS) if split == "template" else (SET_ASIDE, LABEL_NOT_USED)
     files, label_files = images.get(name, []), labels.get(name, [])
     if not files:
@@ -277,31 +279,31 @@ def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Cas
 
 
 def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[int, str]:
-    """Names from ``classes.json``: {"1": "anterior"}, or a list, from 0 if it begins with "background"."""
+    """Class names from ``classes.json``: {"1": "anterior"}, or a list that starts at class 1, or 0 for "background"."""
     names = {0: "background"} | {number: f"class {number}" for number in range(1, num_classes)}
     if not path.exists():
         return names
     try:
-        said = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(said, list):
-            start = 0 if said and str(said[0]).lower() == "background" else 1
-            said = dict(enumerate(said, start))
-        said = {int(number): name for number, name in said.items()}
-        if not all(isinstance(name, str) and name.strip() for name in said.values()):
+        given = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(given, list):
+            start = 0 if given and str(given[0]).lower() == "background" else 1
+            given = dict(enumerate(given, start))
+        given = {int(number): name for number, name in given.items()}
+        if not all(isinstance(name, str) and name.strip() for name in given.values()):
             raise ValueError
     except (OSError, ValueError, AttributeError):
         expected = '{"1": "anterior", ...}, or a list of names'
-        problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "mend it, or delete it"))
+        problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "correct it, or delete it"))
         return names
-    if surplus := sorted(set(said) - set(names)):
+    if surplus := sorted(set(given) - set(names)):
         found = f"a name for class {', '.join(map(str, surplus[:5]))}"
-        problems.append(Problem(path.name, NOTE, found, f"classes 0 to {num_classes - 1}", "left out"))
-    return names | {number: name.strip() for number, name in said.items() if number in names}
+        problems.append(Problem(path.name, NOTE, found, f"classes 0 to {num_classes - 1}", "ignored"))
+    return names | {number: name.strip() for number, name in given.items() if number in names}
 
 
 def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
     if "pool" in parts.values():
-        return Problem("pool", STOPS, "no usable case is left", "at least one", "mend the cases set aside")
+        return Problem("pool", STOPS, "no usable case is left", "at least one", "repair the cases set aside")
     remedy = "add unlabelled cases to train.txt" if listed else "name one template with --template, or write train.txt"
     return Problem(
         "pool", STOPS, "the pool is empty: all cases are templates, val or test", "at least one case", remedy
@@ -309,14 +311,15 @@ def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
 
 
 def images_alone(dataset_dir: str | Path) -> list[Case]:
-    """The scans of a data set's train.txt, or without that list all that val.txt and test.txt do not name.
+    """The scans in a data set's train.txt, or without that list all scans that val.txt and test.txt do not name.
 
-    Labels are neither needed nor looked at.
+    Labels are not needed and not read.
 
     Raises:
         DatasetError: there is no image, or a list cannot be used.
     """
-    root, problems = Path(dataset_dir).expanduser(), []
+    root = Path(dataset_dir).expanduser()
+    problems: list[Problem] = []
     images, _ = _find_files(root, problems)
     _stop(root, problems)
     lists = {split: _read_list(root / file, images, problems) for split, file in LISTS.items()}
@@ -327,3 +330,29 @@ def images_alone(dataset_dir: str | Path) -> list[Case]:
     for problem in problems:
         logger.warning("case %s: %s; %s", problem.case, problem.found, problem.remedy)
     return [case for case in found if case is not None]
+
+
+def listed_cases(dataset_dir: str | Path, list_file: str) -> list[Case]:
+    """The cases of a list, each with image and truth.
+
+    Args:
+        list_file: a path, or the name of a file in the data set's folder.
+
+    Raises:
+        DatasetError: the list is missing or names a case without image or truth; the message is the table of problems.
+    """
+    root = Path(dataset_dir).expanduser()
+    problems: list[Problem] = []
+    images, labels = _find_files(root, problems)
+    _stop(root, problems)
+    path = Path(list_file) if Path(list_file).is_file() else root / list_file
+    names = _read_list(path, images, problems)
+    if not names:
+        found = "no such list" if names is None else "an empty list"
+        problems.append(Problem(path.name, STOPS, found, "one case per line", "name one with --test-list"))
+    cases = [_case(name, "test", images, labels, problems) for name in names or ()]
+    bare = [case for case in cases if case is not None and case.label is None]
+    problems += [Problem(case.name, STOPS, "no label", "its truth", "add it, or delete the line") for case in bare]
+    if problems:
+        _stop(root, [replace(problem, severity=STOPS) for problem in problems if problem.severity != NOTE])
+    return [case for case in cases if case is not None]

@@ -1,4 +1,4 @@
-"""What a run on a data set will take, and what ``validate`` prints of one."""
+"""Estimated run time and disk space of a run, and the text that ``validate`` prints."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.findings import table
 from semisam_o1.data.grids import choose_spacing
 
-# Rough costs on two CPU cores; those a case are for REFERENCE_VOXELS working voxels and grow in proportion.
+# Rough costs on two CPU cores. Costs per case are for REFERENCE_VOXELS working voxels and scale linearly.
 REFERENCE_VOXELS = 400_000
 
 
 SECONDS_PER_CASE_FEATURES = 1.0
 
 
-SECONDS_PER_CASE_PROPAGATION = 7  # and
+SECONDS_PER_CASE_PROPAGATION = 7
 
 
-SECONDS_WHATEVER_THE_SIZE = 5  # of both passes and the quality estimate
+SECONDS_WHATEVER_THE_SIZE = 5  # per case, for first pass, label fusion and quality estimate together
 
 
-SECONDS_PER_MEGAVOXEL = 0.7  # of training: a step of mean teacher on a million voxels, the batch counted
+SECONDS_PER_MEGAVOXEL = 0.7  # one mean teacher iteration, per million voxels of the batch
 
 
 SECONDS_PER_CASE_PREDICTION = 1.5
@@ -33,22 +33,22 @@ SECONDS_PER_CASE_PREDICTION = 1.5
 TOKEN_BYTES_PER_VOXEL = 84
 
 
-LABEL_BYTES_PER_VOXEL = 0.05  # a compressed label map, a stored voxel
+LABEL_BYTES_PER_VOXEL = 0.05  # compressed label map, per stored voxel
 
 
-ENTROPY_BYTES_PER_VOXEL = 1.0  # a compressed float map that is zero far from every border
+ENTROPY_BYTES_PER_VOXEL = 1.0  # compressed map that is zero far from every border
 
 
 MODEL_BYTES = 40e6
 
 
 def estimate(cohort: Cohort, settings: Mapping) -> dict:
-    """Roughly what a run takes, from the scans' sizes: seconds a stage on two CPU cores, bytes on disk.
+    """Estimate the cost of a run from the scans' sizes: seconds per stage on two CPU cores, bytes on disk.
 
     Args:
-        settings: ``max_iterations`` (a round) and ``num_rounds``, none where unsaid; ``first_round_factor``, how many times
-            as long the first round is; ``batch_voxels``, those a step of training sees; ``feature_voxels``, the
-            working voxels of the median scan.
+        settings: ``max_iterations`` (per round) and ``num_rounds``, 0 by default; ``first_round_factor``, the length
+            of the first round relative to later ones; ``batch_voxels``, voxels per training iteration;
+            ``feature_voxels``, working voxels of the median scan.
 
     Returns:
         ``features``, ``propagation``, ``training``, ``prediction`` and their sum ``seconds``;
@@ -71,10 +71,10 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
         "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
     }
     stored = sum(float(np.prod(grids[name].shape)) for name in pool)
-    a_round = 2 * LABEL_BYTES_PER_VOXEL + ENTROPY_BYTES_PER_VOXEL  # predicted, refined, entropy
+    a_round = 2 * LABEL_BYTES_PER_VOXEL + ENTROPY_BYTES_PER_VOXEL  # prediction, refined label, entropy
     sizes = {
         "feature_bytes": TOKEN_BYTES_PER_VOXEL * sum(working.values()),
-        "label_bytes": stored * (2 * LABEL_BYTES_PER_VOXEL + rounds * a_round),  # round 0 and the final ones beside
+        "label_bytes": stored * (2 * LABEL_BYTES_PER_VOXEL + rounds * a_round),  # plus round 0 and the final labels
         "model_bytes": MODEL_BYTES * (rounds + 1) * bool(rounds),
     }
     whole = {"seconds": sum(seconds.values()), "bytes": sum(sizes.values())}
@@ -82,7 +82,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
 
 
 def estimate_text(estimate: Mapping) -> str:
-    """An `estimate` in a sentence or two."""
+    """An `estimate` as one sentence."""
     stages = ", ".join(f"{stage} {_duration(estimate[stage])}" for stage in list(estimate)[:4] if estimate[stage])
     whole = f"about {_duration(estimate['seconds'])} on two CPU cores"
     return f"A run will take {whole} ({stages}) and {_size(estimate['bytes'])} on disk."
@@ -99,11 +99,11 @@ def _size(count: float) -> str:
 
 
 def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
-    """What ``validate`` prints of a cohort: problems, lists, classes, voxels, then time and disk."""
+    """The text that ``validate`` prints: problems, lists, classes, voxels, then time and disk space."""
     grids = [cohort.grid(case) for case in cohort.cases]
     spacings = np.array([grid.spacing for grid in grids])
     shapes = np.array([grid.shape for grid in grids])
-    unsaid = " (not said by the files: 1 mm taken)" if cohort.unsaid_spacing else ""
+    unsaid = " (not in the files: 1 mm assumed)" if cohort.unsaid_spacing else ""
     counts = [f"{len(cohort.split(split))} {split}" for split in ("pool", "val", "test")]
     counts.append(f"{len(cohort.set_aside)} set aside")
     labelled = sum(case.label is not None for case in cohort.cases) - len(cohort.templates)
@@ -111,9 +111,9 @@ def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
         table(cohort.problems),
         "",
         f"template    {', '.join(case.name for case in cohort.templates)}",
-        f"cases       {', '.join(counts)}; {labelled} of them with a label to measure by",
+        f"cases       {', '.join(counts)}; {labelled} of them with a label for metrics",
         f"classes     {', '.join(f'{number} {name}' for number, name in cohort.classes.items())}",
-        f"voxels      {_ranges(shapes)} a scan, of {_ranges(spacings)} mm{unsaid}",
+        f"voxels      {_ranges(shapes)} per scan, spacing {_ranges(spacings)} mm{unsaid}",
         "",
         estimate_text(estimate(cohort, settings or {})),
     ]

@@ -1,8 +1,9 @@
-"""Results as files in the scan's own geometry."""
+"""Writing of results as files in the scan's own geometry."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -19,21 +20,21 @@ GEOMETRY = (
 
 
 def write_weights(path: str | Path, state: dict) -> None:
-    """A plain ``state_dict`` of CPU tensors."""
+    """Write a plain ``state_dict`` of CPU tensors."""
     with atomic_write(path) as aside:
         torch.save({key: value.detach().cpu() for key, value in state.items()}, aside)
 
 
 def write_label(path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid) -> None:
-    """``label`` (H, W, D) as uint8 NIfTI (uint16 beyond 255 classes) on the grid of ``scan``, the scan's file.
+    """Write ``label`` (H, W, D) as uint8 NIfTI (uint16 for class numbers above 255) on the grid of the file ``scan``.
 
-    Where the scan is NIfTI, sform, qform, their codes and the units are its own, so that viewers lay one on the other.
+    From a NIfTI scan, sform, qform, their codes and the units are copied, so that viewers overlay both exactly.
     """
     _write(path, label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16), scan, grid)
 
 
 def write_share(path: str | Path, share: np.ndarray, scan: str | Path, grid: Grid) -> None:
-    """``share`` (H, W, D) in [0, 1], an uncertainty or a confidence, kept as 8 bits, on the scan's grid."""
+    """Write ``share`` (H, W, D) in [0, 1], an uncertainty or a confidence, with 8 bits per voxel on the scan's grid."""
     _write(path, np.clip(np.rint(share * 255), 0, 255).astype(np.uint8), scan, grid, 1 / 255)
 
 
@@ -42,8 +43,8 @@ def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, sl
         raise ValueError(f"{path}: result of shape {array.shape} for a scan of shape {tuple(grid.shape)}.")
     image = nibabel.Nifti1Image(array, grid.affine)
     if NIFTI.fits(scan):
-        source = nibabel.load(scan).header
-        for field in GEOMETRY:  # as stored, also where a code says that a form is not to be used
+        source: Any = nibabel.load(scan).header
+        for field in GEOMETRY:  # as stored, even if a code marks a form as unused
             image.header[field] = source[field]
         image.header["pixdim"][:4] = source["pixdim"][:4]
     else:

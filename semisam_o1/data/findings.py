@@ -1,4 +1,4 @@
-"""What is found wrong with a data set: one `Problem` each, all of them in one table."""
+"""Problems of a data set, and the table that lists them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEVERITIES = (STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE)
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing found in ``case`` (or in a list), its ``severity`` (one of `SEVERITIES`) and what to do."""
+    """One problem of a ``case`` (or a list): its ``severity`` (one of `SEVERITIES`) and what to do."""
 
     case: str
     severity: str
@@ -25,14 +25,14 @@ class Problem:
 
 
 class Findings(NamedTuple):
-    """All problems of a set of cases, and the class numbers that the labels of its templates hold (0 too)."""
+    """All problems of a set of cases, and the class numbers in its templates' labels, including 0."""
 
     problems: list[Problem]
     classes: frozenset[int]
 
 
 def table(problems: Iterable[Problem], width: int = 100) -> str:
-    """All problems as one plain text table at most ``width`` columns wide, the gravest first."""
+    """All problems as a plain text table, at most ``width`` characters wide, the most severe first."""
     rows = sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
     if not rows:
         return "No problems found."

@@ -1,4 +1,4 @@
-"""The image formats that are read. A format is one value, `Format`; a new one is added to FORMATS."""
+"""The supported image formats. Each is a `Format`; add a new one to FORMATS."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ class Format:
     Attributes:
         name: for messages.
         suffixes: of its files, lower case.
-        folder: of a data set where its images lie.
-        grid: (path, dataset, spacing) -> the file's `Grid`, from its header alone; the shape has as many axes as the
-            file has.
+        folder: the folder of a data set that contains its images.
+        grid: (path, dataset, spacing) -> the file's `Grid`, from the header only; the shape keeps all axes of the file.
         reader: (dataset, spacing) -> MONAI's reader of its voxels.
-        has_geometry: whether its files say how large voxels are and how axes run; else ``spacing`` (mm) says it.
+        has_geometry: whether its files contain voxel size and orientation; if not, ``spacing`` (mm) gives the size.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Format:
     has_geometry: bool = True
 
     def fits(self, path: str | Path) -> bool:
-        """Whether a file is of this format by its suffix."""
+        """Whether the suffix of a file matches this format."""
         return str(path).lower().endswith(self.suffixes)
 
 
@@ -52,10 +51,10 @@ class HDF5Reader(ImageReader):
 
     Args:
         key: the dataset's name, e.g. ``image`` or ``label``.
-        spacing: voxel size in mm along the stored axes, one number or three; 1 where the file says nothing.
+        spacing: voxel size in mm along the stored axes, one number or three; 1 mm if None.
 
     Raises:
-        KeyError: the file has no such dataset; the message lists those it has.
+        KeyError: the file has no such dataset; the message lists its datasets.
     """
 
     def __init__(self, key: str = "image", spacing: float | Sequence[float] | None = None):
@@ -79,7 +78,7 @@ class HDF5Reader(ImageReader):
 
 
 def hdf5_affine(spacing: float | Sequence[float] | None) -> Affine:
-    """The affine of an HDF5 scan: its spacing on the diagonal, 1 mm where unsaid."""
+    """The affine of an HDF5 scan: its spacing on the diagonal, 1 mm if None."""
     return np.diag([*np.broadcast_to(1.0 if spacing is None else spacing, 3), 1.0]).astype(float)
 
 
@@ -91,7 +90,7 @@ def _hdf5_grid(path: Path, dataset: str, spacing) -> Grid:
 
 
 def _nifti_grid(path: Path, dataset: str, spacing) -> Grid:
-    image = nibabel.load(path)
+    image: Any = nibabel.load(path)
     return Grid(np.asarray(image.affine, float), tuple(int(n) for n in image.shape))
 
 
@@ -109,30 +108,30 @@ SUFFIXES = tuple(suffix for format in FORMATS for suffix in format.suffixes)
 
 
 def format_of(path: str | Path) -> Format | None:
-    """The format of a file by its suffix; None where it is none that is read."""
+    """The format of a file by its suffix; None if it is not supported."""
     return next((format for format in FORMATS if format.fits(path)), None)
 
 
 def case_name(path: str | Path) -> str:
-    """The case that a file's name stands for: without the suffix of an image."""
+    """The case name of an image file: the file name without its suffix."""
     name = Path(path).name
     suffix = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len, default="")
     return name[: len(name) - len(suffix)]
 
 
 def _register(loader: LoadImage | LoadImaged, dataset: str, spacing) -> None:
-    """Each format's reader; the one registered last is asked first, and ITK's takes whatever it is asked."""
+    """Register each format's reader. MONAI tries the last one first, and ITK's accepts every file."""
     for format in reversed(FORMATS):
         loader.register(format.reader(dataset, spacing))
 
 
 class LoadScand(LoadImaged):
-    """MONAI's `LoadImaged`, channel first, by the readers of `FORMATS`: (1, H, W, D) float32 with its affine (RAS mm).
+    """MONAI's `LoadImaged`, channel first, with the readers of `FORMATS`: (1, H, W, D) float32 with affine (RAS mm).
 
     Args:
-        keys: what to load; each names a file in the item.
-        dataset: the HDF5 dataset read where the file is one.
-        spacing: the voxel size (mm) that HDF5 files lack.
+        keys: of the item; each value is a file to load.
+        dataset: the dataset to read from an HDF5 file.
+        spacing: voxel size (mm) of HDF5 scans.
     """
 
     def __init__(self, keys: KeysCollection, dataset: str = "image", spacing=None, **kwargs):
@@ -141,7 +140,7 @@ class LoadScand(LoadImaged):
 
 
 def read_grid(path: str | Path, dataset: str = "image", spacing=None) -> Grid:
-    """Affine and shape of a scan from its header alone; the shape has as many axes as the file has."""
+    """Affine and shape of a scan from its header; the shape keeps all axes of the file."""
     return (format_of(path) or ITK).grid(Path(path), dataset, spacing)
 
 
@@ -153,5 +152,5 @@ def read_volume(path: str | Path, dataset: str = "image", spacing=None) -> MetaT
 
 
 def case_grid(case: Case, hdf5_key: str = "image", hdf5_spacing=None) -> Grid:
-    """The stored grid of a case's image, to which all its results go back."""
+    """The stored grid of a case's image, on which all its results are written."""
     return read_grid(case.image, hdf5_key, hdf5_spacing)

@@ -1,4 +1,4 @@
-"""Grids: where voxels lie, the working space that suits them, and the way from one to another."""
+"""Grids: the position of voxels, the choice of the working space, and resampling between grids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at
 
 
 class Grid(NamedTuple):
-    """Where the voxels of a scan lie: ``affine`` (4, 4), voxel index to RAS mm, and ``shape`` (H, W, D)."""
+    """The voxel grid of a scan: ``affine`` (4, 4), voxel index to RAS mm, and ``shape`` (H, W, D)."""
 
     affine: Affine
     shape: tuple[int, ...]
@@ -30,16 +30,16 @@ class Grid(NamedTuple):
 
 
 def working_shape(case_grid: Grid, spacing: float) -> np.ndarray:
-    """Voxels a side (3,), RAS order, that a scan takes in the working space."""
+    """Voxels per side (3,), RAS order, of a scan in the working space."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(case_grid.shape) - 1)
     world = corners @ case_grid.affine[:3, :3].T
     return np.ceil(np.ptp(world, axis=0) / spacing + 0.5).astype(int)
 
 
 def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor: int = 8) -> list[int]:
-    """Sides of a training patch, RAS order: the median scan, in whole multiples of ``divisor``, at most ``max_voxels``.
+    """Sides of a training patch, RAS order: the median scan's, as multiples of ``divisor``, at most ``max_voxels``.
 
-    Where the whole scan is more than that, the longest side is shortened until it fits.
+    If the whole scan has more voxels, the longest side is shortened until the patch fits.
     """
     sides = np.median([working_shape(grid, spacing) for grid in grids], axis=0)
     sides = np.maximum(np.ceil(sides / divisor), 2).astype(int) * divisor
@@ -50,9 +50,9 @@ def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor
 
 
 def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
-    """An isotropic working spacing in mm: the median scan holds about ``max_voxels`` voxels, none finer than stored.
+    """An isotropic working spacing in mm: the median scan has about ``max_voxels`` voxels, never finer than stored.
 
-    It depends on the field of view alone, so scans whose true voxel size is unknown are worked on equally well.
+    It is relative to the field of view, so it also suits scans whose true voxel size is unknown.
     """
     extents = [np.prod(np.array(grid.shape[:3]) * grid.spacing) for grid in grids]
     finest = np.median([grid.spacing.min() for grid in grids])
@@ -62,9 +62,9 @@ def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
 def to_grid(
     volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear", outside: str = "border"
 ) -> torch.Tensor:
-    """Resample ``volume`` (C, h, w, d), lying where ``affine`` says, onto ``grid``: (C, H, W, D).
+    """Resample ``volume`` (C, h, w, d) with ``affine`` onto ``grid``: (C, H, W, D).
 
-    ``outside`` of it are the values of its "border", or "zeros".
+    ``outside`` sets the values outside of ``volume``: its "border", or "zeros".
     """
     source = MetaTensor(
         volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)

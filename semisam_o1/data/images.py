@@ -1,4 +1,4 @@
-"""Image files, wherever they lie, as cases: what a trained model is asked about."""
+"""Image files at any path as cases, for prediction with a trained model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ log = logging.getLogger("semisam_o1")
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The images of a folder, or of its ``images`` or ``data`` where it has one, sorted."""
+    """The images of a folder, or of its subfolder ``images`` or ``data`` if it has one, sorted."""
     folder = Path(folder).expanduser()
     inner = next((folder / name for name in ("images", "data") if (folder / name).is_dir()), folder)
     return sorted(path for path in inner.glob("*") if format_of(path))
 
 
 def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
-    """Image files, wherever they lie, as cases named after them.
+    """Image files at any path as cases, named after the files.
 
     Raises:
-        DatasetError: a file is missing, of no known format, or shares its name with another.
+        DatasetError: a file is missing, has no known format, or has the same case name as another.
     """
     cases: dict[str, Case] = {}
     for path in [images] if isinstance(images, (str, Path)) else images:
@@ -33,16 +33,16 @@ def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
             raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
         name = case_name(path)
         if name in cases:
-            raise DatasetError(f"{path}: another image is called '{name}' too; results would overwrite each other.")
+            raise DatasetError(f"{path}: another image is also called '{name}'; one result would overwrite the other.")
         cases[name] = Case(name, path, None, "new")
     return list(cases.values())
 
 
 def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "image", hdf5_spacing=None) -> list[Case]:
-    """`cases_of` without those that cannot be read, which are named in the log, as is a voxel size nobody said.
+    """`cases_of` without unreadable images. The log names these, and warns if the voxel size is unknown.
 
     Raises:
-        DatasetError: none can be read.
+        DatasetError: no image can be read.
     """
     cases, found = cases_of(images), []
     if hdf5_spacing is None and not all(format_of(case.image).has_geometry for case in cases):
@@ -52,7 +52,7 @@ def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "i
             volume = read_volume(case.image, hdf5_key)
             if volume.ndim != 4 or not volume.isfinite().all():
                 raise ValueError(f"shape {tuple(volume.shape[1:])}; expected three axes and finite numbers")
-        except Exception as error:  # whatever a reader raises on a damaged file
+        except Exception as error:  # noqa: BLE001
             log.warning("case %s cannot be read and is left out: %s", case.name, error)
         else:
             found.append(case)

@@ -1,4 +1,4 @@
-"""How intensities are normalised before a network sees them."""
+"""Normalisation of intensities before a network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from monai.transforms import Lambdad, NormalizeIntensityd, ScaleIntensityRangePercentilesd, Transform
 
-FLAT = 1e-6  # a standard deviation under this part of the mean is float32 rounding
+FLAT = 1e-6  # of the mean; a smaller standard deviation is float32 rounding
 
 
 def normalise_foreground(volume: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W, D) -> float32 of that shape, z-normalised over its voxels above zero, volume by volume.
+    """(B, 1, H, W, D) -> float32 of the same shape, z-normalised by the voxels above zero of each volume.
 
-    (x - m) / s for every voxel, m and s the mean and the standard deviation (n - 1 in the divisor) of those
-    above zero: the intensities that SAM-Med3D was trained on. If these are all equal s is 1, and if there are
-    none the volume stays as it is, so that an empty window passes.
+    Every voxel becomes (x - m) / s, with the mean m and the sample standard deviation s of the voxels above zero, as in
+    the training of SAM-Med3D. If these voxels are all equal, s is 1. If there are none, the volume stays unchanged, so
+    an empty window is allowed.
     """
     volume = volume.float()
     foreground = volume > 0
@@ -36,7 +36,7 @@ def _foreground(key: str) -> list[Transform]:
     return [Lambdad(key, lambda image: normalise_foreground(image[None])[0])]
 
 
-# By name: from the key of an image (1, H, W, D) to what normalises it there.
+# Name -> function from the key of an image (1, H, W, D) to the transforms that normalise it.
 INTENSITIES: dict[str | None, Callable[[str], list[Transform]]] = {
     "percentiles": _percentiles,
     "foreground": _foreground,

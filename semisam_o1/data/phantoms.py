@@ -1,9 +1,9 @@
-"""Made-up scans whose truth is known at every point of space: a small study of two organs in a body.
+"""Synthetic scans whose truth is known at every point of space: a small data set of two organs in a body.
 
-The anatomy is a set of functions of a position in RAS millimetres, so that one case can be sampled on any
-grid: fine or anisotropic, flipped, oblique. Every case has the same layout, deformed by its own smooth
-displacement, rotation, scale and shift, its own texture, and organs of its own size. Structures beside the
-organs have the organs' intensities, so that no threshold finds them.
+The anatomy is a set of functions of the position in RAS mm, so a case can be sampled on any grid: fine, anisotropic,
+flipped or oblique. All cases share one layout. Each case has its own smooth displacement, rotation, scale and shift,
+its own texture and its own organ sizes. Other structures have the same intensities as the organs, so no threshold can
+segment the organs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -20,9 +21,9 @@ from scipy.spatial.transform import Rotation
 from semisam_o1.types import Affine, DatasetError
 
 CLASSES = {1: "bright organ", 2: "dim organ"}
-EDGE = 0.6  # mm over which intensities pass from one tissue to the next, as partial volume does
+EDGE = 0.6  # mm; width of the intensity transition between tissues, like the partial volume effect
 
-# centre, radii (mm) and intensity, later ones over earlier ones; the body spans 40 x 36 x 34 mm
+# centre, radii (mm) and intensity; later structures cover earlier ones; the body spans 40 x 36 x 34 mm
 BODY = ((0, 0, 0), (20, 18, 17), 0.42)
 ORGANS = (((-5.0, 3.0, 1.0), (6.2, 7.2, 8.0), 0.72), ((5.0, 1.0, -1.0), (5.8, 6.8, 7.0), 0.60))
 OTHERS = (
@@ -46,15 +47,15 @@ def grid_affine(
     Args:
         shape: voxels along the stored axes (H, W, D).
         spacing: voxel size in mm along the stored axes, one number or three.
-        axcodes: where the stored axes run to, e.g. "LAS" for a first axis from right to left.
-        turn: degrees about the R, A and S axes, in that order; not zero for an oblique scan.
+        axcodes: directions of the stored axes, e.g. "LAS" if the first axis runs from right to left.
+        turn: rotation in degrees about the R, A and S axes, in that order; nonzero for an oblique scan.
     """
-    spacing = np.broadcast_to(spacing, 3).astype(float)
+    sizes = np.broadcast_to(spacing, 3).astype(float)
     axes = np.zeros((3, 3))
     for stored, (axis, sign) in enumerate(axcodes2ornt(axcodes)):
         axes[int(axis), stored] = sign
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ axes * spacing
+    affine[:3, :3] = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ axes * sizes
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
@@ -67,24 +68,22 @@ def make_phantom(
     num_classes: int = 3,
     noise: float = 0.06,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One case sampled at the voxels of a grid: image (H, W, D) float32 and label (H, W, D) uint8.
+    """One case, sampled at the voxels of a grid: image (H, W, D) float32 and label (H, W, D) uint8.
 
     Args:
-        seed: which case: its deformation, intensity scale, bias field and noise; None is the undeformed
-            layout.
+        seed: selects the case: deformation, intensity scale, bias field and noise; None is the undeformed layout.
         shape: voxels along the stored axes.
-        spacing: mm along the stored axes, of a RAS grid centred on the phantom; unused where ``affine`` is
-            given.
-        affine: (4, 4), voxel index to RAS mm. It changes where the case is sampled, never the case.
-        num_classes: background counted: 3, or 2 for the first organ alone.
-        noise: standard deviation over the brightest tissue's intensity; drawn a voxel, so it alone hangs
-            on the grid.
+        spacing: mm along the stored axes, of a RAS grid centred on the phantom; ignored if ``affine`` is given.
+        affine: (4, 4), voxel index to RAS mm. It changes the sampling positions, not the anatomy.
+        num_classes: including background: 3, or 2 for the first organ only.
+        noise: standard deviation relative to the brightest tissue's intensity. It is drawn per voxel, so only the noise
+            depends on the grid.
 
     Raises:
         ValueError: ``num_classes`` is neither 2 nor 3.
     """
     if num_classes not in (2, 3):
-        raise ValueError(f"A phantom has 2 or 3 classes, background counted, not {num_classes}.")
+        raise ValueError(f"A phantom has 2 or 3 classes including background, not {num_classes}.")
     affine = grid_affine(shape, spacing) if affine is None else np.asarray(affine, float)
     index = np.moveaxis(np.indices(shape, dtype=float), 0, -1)
     points = index @ affine[:3, :3].T + affine[:3, 3]
@@ -97,20 +96,20 @@ def make_phantom(
 
 
 def tissue(points: np.ndarray, seed: int | None) -> np.ndarray:
-    """The class number at each position: points (..., 3) in RAS mm, result (...) uint8."""
+    """The class number at each position: points (..., 3) in RAS mm -> (...) uint8."""
     at = layout(points, seed)
     depths = np.stack([_depth(at, *organ[:2]) for organ in organs_of(seed)])
     return np.where(depths.max(0) > 0, 1 + depths.argmax(0), 0).astype(np.uint8)
 
 
 def intensity(points: np.ndarray, seed: int | None) -> np.ndarray:
-    """The noiseless intensity at each position: points (..., 3) in RAS mm, result (...)."""
+    """The intensity without noise at each position: points (..., 3) in RAS mm -> (...)."""
     at = layout(points, seed)
     values = np.zeros(points.shape[:-1])
     for structure in (BODY, *OTHERS):
         values += (structure[2] - values) * _share(_depth(at, *structure[:2]))
     first, second = (_depth(at, *organ[:2]) for organ in organs_of(seed))
-    # the organs touch: the deeper of both wins, as in `tissue`
+    # the organs touch: a position belongs to the organ it is deeper in, as in `tissue`
     among = _share(first - second)
     organs = among * ORGANS[0][2] + (1 - among) * ORGANS[1][2]
     values += (organs - values) * _share(np.maximum(first, second))
@@ -120,7 +119,7 @@ def intensity(points: np.ndarray, seed: int | None) -> np.ndarray:
 
 
 def organs_of(seed: int | None) -> tuple:
-    """The organs of a case, in the layout: where and how large they are varies beyond the body's deformation."""
+    """The organs of a case in the layout; position and size vary in addition to the body's deformation."""
     if seed is None:
         return ORGANS
     rng = np.random.default_rng([3, *_key(seed)])
@@ -131,13 +130,13 @@ def organs_of(seed: int | None) -> tuple:
 
 
 def layout(points: np.ndarray, seed: int | None) -> np.ndarray:
-    """Where positions of a case lie in the undeformed layout: points (..., 3) in RAS mm to (..., 3) mm."""
+    """Map positions of a case to the undeformed layout: points (..., 3) in RAS mm -> (..., 3) mm."""
     if seed is None:
         return points
     rng = np.random.default_rng([7, *_key(seed)])
     turn = Rotation.from_euler("xyz", rng.normal(0, 3, 3), degrees=True).as_matrix()
     at = (points - rng.normal(0, 0.8, 3)) @ turn.T / rng.normal(1, 0.035, 3).clip(0.88, 1.12)
-    # wavelengths far above the displacement keep the deformation one-to-one
+    # wavelengths far above the displacement keep the deformation invertible
     shifts = [_waves(at, [8, axis, *_key(seed)], wavelengths=(24, 45), count=5) for axis in range(3)]
     return at + 0.9 * np.stack(shifts, axis=-1)
 
@@ -147,12 +146,12 @@ def _key(seed: int | None) -> list[int]:
 
 
 def _brightness(seed: int | None) -> float:
-    """What intensity 1 of the layout is in this scan: scanners share no scale."""
+    """The value of intensity 1 in this scan; every scan has its own scale."""
     return 1000.0 if seed is None else 1000 * float(np.exp(np.random.default_rng([4, seed]).normal(0, 0.5)))
 
 
 def _depth(at: np.ndarray, centre, radii) -> np.ndarray:
-    """About how far inside an ellipsoid each position lies, mm; negative outside."""
+    """Approximate depth of each position inside an ellipsoid, mm; negative outside."""
     return (1 - np.linalg.norm((at - np.array(centre)) / np.array(radii), axis=-1)) * min(radii)
 
 
@@ -161,7 +160,7 @@ def _share(depth: np.ndarray) -> np.ndarray:
 
 
 def _waves(at: np.ndarray, seed, wavelengths: tuple[float, float], count: int) -> np.ndarray:
-    """A smooth random field of unit variance: ``count`` plane waves of wavelengths (mm) from a range."""
+    """A smooth random field of unit variance: ``count`` plane waves with wavelengths (mm) drawn from a range."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((count, 3))
     directions *= (2 * np.pi / rng.uniform(*wavelengths, count) / np.linalg.norm(directions, axis=1))[:, None]
@@ -170,14 +169,14 @@ def _waves(at: np.ndarray, seed, wavelengths: tuple[float, float], count: int) -
 
 
 def reorient(array: np.ndarray, affine: Affine, axcodes: str) -> tuple[np.ndarray, Affine]:
-    """The same scan with its axes stored along ``axcodes``: array (H, W, D) and affine, none resampled."""
+    """The same scan with its axes stored along ``axcodes``: array (H, W, D) and affine; no resampling."""
     change = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
     stored = nibabel.orientations.apply_orientation(array, change)
     return np.ascontiguousarray(stored), affine @ inv_ornt_aff(change, array.shape)
 
 
-# how each case of the demo is stored; the first is the template's
-_STORED = (
+# storage of each demo case; the first is the template's
+_STORED: tuple[dict[str, Any], ...] = (
     {},
     {},
     {"spacing": (1, 1, 2)},
@@ -192,30 +191,30 @@ _STORED = (
 def write_demo_data(
     out: str | Path, cases: int = 12, seed: int = 0, shape: Sequence[int] = (48, 48, 40), spacing: float = 1.0
 ) -> Path:
-    """Write a study of phantoms: ``images/``, ``labels/`` (the truth, for every case), three lists, names.
+    """Write a data set of phantoms: ``images/``, ``labels/`` (truth for every case), three lists, class names.
 
-    The first case of ``train.txt`` is the template, in a plain RAS grid; among the others are anisotropic,
-    flipped, permuted and oblique ones. A quarter of the cases is for test and one in twelve, but at least one
-    of four or more, for validation.
+    The first case of ``train.txt`` is the template, on a plain RAS grid. Other cases are anisotropic, flipped, permuted
+    or oblique. A quarter of the cases is for test. One in twelve is for validation, at least one if there are four or
+    more cases.
 
     Args:
-        out: the folder, made where it is missing.
-        cases: how many, at least 3.
-        seed: another seed, other cases.
+        out: the folder; created if missing.
+        cases: number of cases, at least 3.
+        seed: selects the cases.
         shape, spacing: voxels and mm of the plain grid; the other grids cover the same field of view.
 
     Returns:
         ``out`` as a path.
 
     Raises:
-        DatasetError: too few cases, or the folder holds scans other than phantoms.
+        DatasetError: too few cases, or the folder contains scans other than phantoms.
     """
     out = Path(out).expanduser()
     if cases < 3:
-        raise DatasetError(f"{cases} demo cases asked for: at least 3 are needed, for template, pool and test.")
-    strangers = [p.name for folder in ("images", "data") for p in (out / folder).glob("*") if "phantom_" not in p.name]
-    if strangers:
-        raise DatasetError(f"{out} already holds {len(strangers)} files that are no phantoms: choose an empty folder.")
+        raise DatasetError(f"{cases} demo cases: at least 3 are needed, for template, pool and test.")
+    others = [p.name for folder in ("images", "data") for p in (out / folder).glob("*") if "phantom_" not in p.name]
+    if others:
+        raise DatasetError(f"{out} already contains {len(others)} files other than phantoms: choose an empty folder.")
     for folder in ("images", "labels"):
         (out / folder).mkdir(parents=True, exist_ok=True)
         for old in (out / folder).glob("phantom_*"):
@@ -225,11 +224,11 @@ def write_demo_data(
         stored = _STORED[number % len(_STORED)]
         sizes = np.broadcast_to(stored.get("spacing", 1.0), 3) * spacing
         axcodes, turn = stored.get("axcodes", "RAS"), stored.get("turn", (0, 0, 0))
-        # the field of view in millimetres runs along R, A, S; stored axes may be permuted
+        # the field of view in mm is along R, A, S; stored axes may be permuted
         order = [int(axis) for axis in axcodes2ornt(axcodes)[:, 0]]
         extent = np.array(shape, float)[order] * spacing
         size = tuple(int(n) for n in np.ceil(extent / sizes))
-        affine = grid_affine(size, sizes, axcodes, turn)
+        affine = grid_affine(size, sizes.tolist(), axcodes, turn)
         image, label = make_phantom(1000 * seed + number, size, affine=affine)
         _save(out / "images" / f"{name}.nii.gz", np.rint(image).astype(np.int16), affine)
         _save(out / "labels" / f"{name}.nii.gz", label, affine)

@@ -1,8 +1,8 @@
-"""How a scan gets from its file to the working space and a result gets back: MONAI readers and chains.
+"""Transforms from a file to the working space: MONAI readers and chains.
 
-The working space is axis-aligned RAS at one isotropic spacing for the whole cohort: `Orientationd("RAS")`, then
-`Spacingd(..., diagonal=True)`, so that oblique scans are turned upright too. Results return by their affines
-alone (`to_grid`), whatever happened in between.
+The working space is axis-aligned RAS with one isotropic spacing for the whole cohort: `Orientationd("RAS")`, then
+`Spacingd(..., diagonal=True)`, which also rotates oblique scans to the world axes. `to_grid` resamples results back
+to the stored grid by their affines, independently of the steps in between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from monai.transforms import (
     Orientationd,
     Pad,
     RandFlipd,
+    Randomizable,
     Spacingd,
+    SpatialCrop,
 )
 from monai.utils import CommonKeys as Keys
 from scipy.ndimage import gaussian_filter
@@ -33,25 +35,25 @@ from semisam_o1.data.formats import LoadScand, read_volume
 from semisam_o1.data.intensities import INTENSITIES
 from semisam_o1.types import Volume
 
-ONE_COMPONENT = 0.95  # of a class's voxels in its largest component: the field of view may cut veins and the like off
+ONE_COMPONENT = 0.95  # least share of a class in its largest component; the field of view may cut off e.g. veins
 
 
 class AntiAliasd(MapTransform):
-    """Gaussian smoothing ahead of a resampling to ``spacing`` mm, where that is coarser than the scan.
+    """Gaussian smoothing before resampling to ``spacing`` mm, along the axes where that is coarser than the scan.
 
-    The standard deviation is (ratio - 1)/2 voxels an axis, as scikit-image takes it; finer or equal axes stay.
+    The standard deviation is (ratio - 1)/2 voxels along an axis, as in scikit-image; other axes are not smoothed.
     """
 
     def __init__(self, keys: KeysCollection, spacing: float | Sequence[float], allow_missing_keys: bool = False):
         super().__init__(keys, allow_missing_keys)
         self.spacing = np.broadcast_to(spacing, 3)
 
-    def __call__(self, data: Mapping[Hashable, Volume]) -> dict:
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
         data = dict(data)
         for key in self.key_iterator(data):
             stored = np.linalg.norm(np.asarray(data[key].affine)[:3, :3], axis=0)
             sigma = np.maximum(0, (self.spacing / stored - 1) / 2)
-            if sigma.max() > 0.05:  # less is not felt
+            if sigma.max() > 0.05:  # less has no visible effect
                 smooth = gaussian_filter(data[key].numpy(), (0, *sigma), mode="nearest", truncate=3)
                 volume = data[key]
                 data[key] = MetaTensor(
@@ -61,9 +63,10 @@ class AntiAliasd(MapTransform):
 
 
 class SpacingAloned(Spacingd):
-    """MONAI's `Spacingd`, shown its keys alone.
+    """MONAI's `Spacingd`, applied to an item that contains only its keys.
 
-    It takes whatever else begins like a key for meta data: MONAI Label's ``image_path``, a text, would be an error.
+    `Spacingd` treats other entries that start with a key as metadata, so MONAI Label's text ``image_path`` would be an
+    error.
     """
 
     def __call__(self, data: Mapping[Hashable, Volume], lazy: bool | None = None) -> dict:
@@ -79,11 +82,11 @@ def image_chain(
 ) -> Compose:
     """``image`` from its file to the working space: (1, H, W, D), RAS, ``spacing`` mm.
 
-    Intensities are normalised on the stored voxels, before anything is resampled, so that orientation, padding and
-    obliqueness cannot change them: "percentiles" clips to the 1st and 99.5th and z-normalises, "foreground"
-    z-normalises by the voxels above zero (as SAM-Med3D was trained), None leaves them. ``spacing`` None keeps the
-    stored grid (the published code's way). ``frame`` "world" turns oblique scans upright; "stored" keeps their own
-    axes, the nearest to RAS, for where the patient lay askew and not the scan.
+    Intensities are normalised on the stored voxels, before resampling, so orientation, padding and obliqueness do not
+    affect them. ``intensities`` "percentiles" clips to the 1st and 99.5th percentile and z-normalises; "foreground"
+    z-normalises by the voxels above zero (as in the training of SAM-Med3D); None changes nothing. ``spacing`` None
+    keeps the stored grid, as published. ``frame`` "world" resamples oblique scans along the world axes; "stored" keeps
+    their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes.
     """
     if intensities not in INTENSITIES:
         raise ValueError(f"intensities '{intensities}': expected one of {', '.join(map(str, INTENSITIES))}.")
@@ -94,7 +97,7 @@ def image_chain(
 def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_spacing=None) -> Compose:
     """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
 
-    Classes beyond the last count as the last, which merges all foreground where there are two.
+    Class numbers above the last class become the last class, which merges all foreground if there are two classes.
     """
     load = LoadScand(Keys.LABEL, dataset="label", spacing=hdf5_spacing)
     merge = Lambdad(Keys.LABEL, lambda label: label.clamp(max=num_classes - 1))
@@ -114,9 +117,9 @@ def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = 
 
 
 class PublishedPadd(MapTransform):
-    """Zeros on both sides of every axis, as the published code pads before its crop; for (C, H, W, D).
+    """Zero padding on both sides of every axis of (C, H, W, D), as in the published code before its crop.
 
-    If any side s is at most that of the patch p, every axis gets max((p - s) div 2 + 3, 0) on each side.
+    If any side s is at most the patch's side p, every axis is padded by max((p - s) div 2 + 3, 0) on each side.
     """
 
     def __init__(self, keys: KeysCollection, patch_size: Sequence[int]):
@@ -133,20 +136,38 @@ class PublishedPadd(MapTransform):
         return data
 
 
+class PublishedRandCropd(Randomizable, MapTransform):
+    """A random patch of (C, H, W, D), cropped as in the published code, which never draws the last position of an axis.
+
+    For a side n and a patch side P, the corner is uniform on 0 ... n - P - 1; it is 0 if n = P.
+    """
+
+    def __init__(self, keys: KeysCollection, patch_size: Sequence[int]):
+        super().__init__(keys)
+        self.patch_size = tuple(int(n) for n in patch_size)
+
+    def __call__(self, data: Mapping[Hashable, Volume]) -> dict:
+        data = dict(data)
+        sides = data[self.first_key(data)].shape[1:]
+        starts = [int(self.R.randint(0, max(n - p, 1))) for n, p in zip(sides, self.patch_size)]
+        crop = SpatialCrop(roi_start=starts, roi_end=[s + p for s, p in zip(starts, self.patch_size)])
+        return data | {key: crop(data[key]) for key in self.key_iterator(data)}
+
+
 def random_flips(keys: KeysCollection, axes: Sequence[int], prob: float = 0.5) -> Compose:
-    """`RandFlipd` along each of ``axes``, each by itself."""
+    """`RandFlipd` along each of ``axes``, independently."""
     return Compose([RandFlipd(keys, prob=prob, spatial_axis=axis) for axis in axes])
 
 
 def chain(parts: Sequence[Compose | Sequence]) -> Compose:
-    """Several chains as one flat `Compose`, of which `CacheDataset` can cache the deterministic head."""
+    """Several chains as one flat `Compose`, so that `CacheDataset` can cache its deterministic start."""
     return Compose([step for part in parts for step in (part.transforms if isinstance(part, Compose) else part)])
 
 
 def keep_largest(label: Volume, classes: Sequence[int]) -> Volume:
-    """``label`` (1, H, W, D) with the largest component of each of ``classes`` alone; the rest is background."""
+    """``label`` (1, H, W, D) reduced to the largest component of each of ``classes``; the rest becomes background."""
     keep = KeepLargestConnectedComponent(list(classes), is_onehot=False)
-    return keep(label.clone()) if len(classes) else label  # it works in place
+    return keep(label.clone()) if len(classes) else label  # MONAI's transform works in place
 
 
 def template_components(cohort: Cohort) -> list[int]:
@@ -156,12 +177,12 @@ def template_components(cohort: Cohort) -> list[int]:
 
 
 def largest_component_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
-    """The foreground classes that are one piece in each of ``labels`` (1, H, W, D) that has them; one must."""
+    """The foreground classes that form one component in each of ``labels`` (1, H, W, D) that has them (at least one)."""
     found = []
     labels = [label.clamp(max=num_classes - 1) for label in labels]
     for number in range(1, num_classes):
-        there = [label for label in labels if (label == number).any()]
-        shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in there]
+        present = [label for label in labels if (label == number).any()]
+        shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in present]
         if shares and min(shares) >= ONE_COMPONENT:
             found.append(number)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
         self.stage, self.precision, self.compiled = stage, precision, compiled
         self.error: float | None = None  # largest, of the first window, against plain float32
         if compiled:
-            self._compiled = [torch.compile(network)]  # in a list, so that its weights are not counted twice
+            self._compiled: list[Any] = [torch.compile(network)]  # in a list, so that its weights are not counted twice
 
     @torch.no_grad()
     def forward(self, volume: Volume) -> torch.Tensor:

@@ -108,9 +108,9 @@ class _Attention(nn.Module):
         self.heads, self.window = heads, window
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        for axis in "dhw":
-            table = nn.Parameter(torch.zeros(2 * window - 1, width // heads))
-            self.register_parameter(f"rel_pos_{axis}", table)
+        self.rel_pos_d, self.rel_pos_h, self.rel_pos_w = (
+            nn.Parameter(torch.zeros(2 * window - 1, width // heads)) for _ in "dhw"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, side, width = x.shape[0], x.shape[1], x.shape[-1]
@@ -215,12 +215,13 @@ def sam_med3d(
     ``settings``, errors: as of `load_sam_med3d`.
     """
     network = load_sam_med3d(checkpoint, **settings)
-    how = {"precision": precision, "compiled": compiled, "trained": True}
     return Encoder(
         network,
         "sam_med3d",
         network.patch_size,
         network.input_size,
         normalise_foreground if normalise else None,
-        **how,
+        precision=precision,
+        compiled=compiled,
+        trained=True,
     )

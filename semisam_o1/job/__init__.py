@@ -1,4 +1,4 @@
-"""The whole job: its stages, what it remembers, what it hands out."""
+"""The whole job: stages, resuming, record and results."""
 
 from semisam_o1.job.config import config_in_use
 from semisam_o1.job.job import Job

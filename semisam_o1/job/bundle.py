@@ -1,4 +1,4 @@
-"""Trained models: the bundle of a run, and checkpoints of the published code."""
+"""Trained models: the bundle that a run writes, and checkpoints of the published code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
 from semisam_o1.weights import read_weights
 
-# What train.json and inference.json describe by the same ids: how a scan reaches the network, the network, how it is
-# asked, what becomes of its answer, and the reading of HDF5.
+# Ids that train.json and inference.json share: preprocessing, network, inferer, postprocessing and the reading of HDF5.
 SHARED = (
     "preprocessing",
     "network_def",
@@ -25,14 +24,14 @@ SHARED = (
     "image_key",
     "spacing",
 )
-KEPT = ("device", "network", "imports")  # ids of inference.json that stay as shipped, though SHARED refers to them
+KEPT = ("device", "network", "imports")  # ids of inference.json that stay as shipped although SHARED refers to them
 
 
 def prediction_config(config: JobConfig) -> dict:
-    """The ids SHARED and all that they refer to: as they stand, or as resolved where they follow from the data set.
+    """The ids SHARED and all ids that they refer to. Values that depend on the data set are resolved, others raw.
 
-    A network with several outputs comes with what picks its logits around it, since MONAI Label looks at
-    ``network_def`` alone.
+    A network with several outputs is wrapped so that it returns its logits only, because MONAI Label reads only
+    ``network_def``.
     """
     found, waiting = {}, list(SHARED)
     while waiting:
@@ -51,7 +50,7 @@ def prediction_config(config: JobConfig) -> dict:
 
 
 def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
-    """``run/bundle``: configs, docs and licence as shipped, the weights of ``round``, and how the run predicts."""
+    """Write ``run/bundle``: shipped configs, docs and licence, the weights of ``round`` and the prediction config."""
     bundle, shipped = run.bundle, Path(semisam_o1.BUNDLE_ROOT)
     shutil.copytree(
         shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True
@@ -74,13 +73,13 @@ def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
 
 
 def published_model(weights: str | Path, method: str) -> dict:
-    """The ids of ``inference.json`` for a checkpoint of the published code: its network, and how it saw scans.
+    """The ids of ``inference.json`` for a checkpoint of the published code: its network and its preprocessing.
 
-    Scans keep their stored grid and intensities; windows of 128 a side, half overlapping, of uniform weight.
+    Scans keep their stored grid and intensities. Windows have 128 voxels a side, overlap by half and have equal weight.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it holds no such network.
+        FileNotFoundError: the file does not exist.
+        UserError: it contains no such network.
     """
     path = Path(weights)
     if not path.is_file():

@@ -15,21 +15,21 @@ from monai.bundle.utils import ID_SEP_KEY
 from semisam_o1.data.cohort import Cohort
 
 ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate")  # ids that are not settings
-SEPARATOR = "#"  # of the parts of an id, as configs and people write it; MONAI's own is ID_SEP_KEY
+SEPARATOR = "#"  # between the parts of an id in configs and on the command line; MONAI's own is ID_SEP_KEY
 PLAIN = (int, float, str, bool, type(None))
 
 
 class JobConfig:
-    """What a bundle's config comes to, for one stage after another.
+    """Builds components from a bundle's config, for one stage after another.
 
-    Every stage builds what it needs afresh and lets go of it after, so that nothing of one round lingers in the next.
-    The cohort alone is built once and shared.
+    Every stage builds its components anew and drops them afterwards, so no state passes from one round to the next.
+    Only the cohort is built once and shared.
 
     Args:
-        raw: the config as the bundle's files and the command line say it.
+        raw: the config, merged from the bundle's files and the command line.
 
     Raises:
-        DatasetError: the data set cannot be worked on.
+        DatasetError: the data set cannot be used.
     """
 
     def __init__(self, raw: dict):
@@ -38,21 +38,21 @@ class JobConfig:
         self.settings = self._settings()
 
     def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
-        """What ``id`` comes to, in ``round``, with other ids ``changed``."""
+        """Build ``id`` for ``round``, with the other ids ``changed``."""
         parser = self._parser()
         parser.update(changed | ({} if round is None else {"round": round}))
         return parser.get_parsed_content(id)
 
     def setting(self, id: str) -> Any:
-        """The value of a top-level id that is a number, a text or a list of them."""
+        """The value of a top-level id that holds a number, a text or a list of these."""
         return self.settings[id]
 
     def leaves(self) -> dict[str, Any]:
-        """Every value of the config by its whole id (``train#optimizer#lr``), plain settings as they are resolved."""
+        """Every value of the config by its full id (``train#optimizer#lr``); plain settings are resolved."""
         return flatten({name: value for name, value in (self.raw | self.settings).items() if name not in ACTIONS})
 
     def needed(self, ids: Iterable[str]) -> set[str]:
-        """The ids that ``ids`` are made of: themselves, what they hold, and what those refer to."""
+        """The ids that ``ids`` depend on: themselves, the ids they contain, and the ids these refer to."""
         found, waiting = set(), list(ids)
         while waiting:
             id = waiting.pop()
@@ -62,12 +62,12 @@ class JobConfig:
         return found
 
     def refers_to(self, name: str) -> set[str]:
-        """The other top-level ids to which a top-level id and what it holds refer."""
+        """The other top-level ids that a top-level id and its contents refer to."""
         inside = {id for id in self._items if id.split("#")[0] == name}
         return {part.split("#")[0] for id in inside for part in self._parts(id)} - {name}
 
     def _parts(self, id: str) -> list[str]:
-        """What an id holds, and what its own text refers to."""
+        """The ids that an id contains, and the ids that its own text refers to."""
         config = self._items[id].get_config()
         keys = config if isinstance(config, dict) else range(len(config)) if isinstance(config, list) else ()
         refers_to = ReferenceResolver.find_refs_in_config(config=config, id=id)
@@ -75,7 +75,7 @@ class JobConfig:
 
     @functools.cached_property
     def _items(self) -> dict[str, Any]:
-        """MONAI's items of the raw config by id; they are parsed, and none is built."""
+        """MONAI's items of the raw config by id, parsed but not built."""
         parser = ConfigParser(copy.deepcopy(self.raw))
         parser.parse()
         return {id.replace(ID_SEP_KEY, SEPARATOR): item for id, item in parser.ref_resolver.items.items()}
@@ -98,7 +98,7 @@ class JobConfig:
 
 
 def flatten(value: Any, id: str = "") -> dict[str, Any]:
-    """``{"a": {"b": [1]}}`` -> ``{"a#b#0": 1}``; what is empty stays a value."""
+    """``{"a": {"b": [1]}}`` -> ``{"a#b#0": 1}``; an empty container stays a value."""
     if isinstance(value, Mapping) and value:
         pairs = list(value.items())
     elif isinstance(value, (list, tuple)) and value:
@@ -109,19 +109,19 @@ def flatten(value: Any, id: str = "") -> dict[str, Any]:
 
 
 def reaches(needed: set[str], leaf: str) -> bool:
-    """Whether a value of a config is among the ids ``needed``, by itself or in what holds it."""
+    """Whether ``needed`` contains the id of a value or an id that contains it."""
     parts = leaf.split("#")
     return any("#".join(parts[:length]) in needed for length in range(1, len(parts) + 1))
 
 
 def config_in_use() -> dict:
-    """The raw config of the parser that is evaluating the ``$`` expression in which this is called.
+    """The raw config of the parser that evaluates the ``$`` expression that calls this function.
 
-    MONAI hands an expression what it refers to, but not the config itself, of which a job builds its stages. The
-    command line hands its own over, and needs none of this.
+    MONAI passes an expression the ids it refers to, but not the config itself, and a job builds its stages from the
+    config. The command line passes its own config and does not need this function.
     """
     for caller in inspect.stack():
         parser = caller.frame.f_locals.get("self")
         if isinstance(parser, ConfigParser):
             return copy.deepcopy(parser.get())
-    raise RuntimeError("config_in_use() has a meaning only inside an expression of a MONAI bundle config.")
+    raise RuntimeError("config_in_use() works only inside an expression of a MONAI bundle config.")

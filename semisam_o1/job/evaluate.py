@@ -1,4 +1,4 @@
-"""A finished run's labels scored on a split of a data set."""
+"""Score a finished run's labels on a split of a data set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from semisam_o1.report.metrics import read_csv, summary_text, write_csv
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError
 
-KEPT = ("train_spacing", "patch_size", "out_channels")  # as resolved in the run: they follow from its own templates
+KEPT = ("train_spacing", "patch_size", "out_channels")  # resolved values of the run, which depend on its own templates
 
 
 def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, overrides: dict | None = None) -> str:
-    """Score a finished run's labels on ``split`` of a data set, as a table; metrics.csv gets the rows too.
+    """Score a finished run's labels on ``split`` of a data set; returns a table and writes the rows to metrics.csv.
 
-    Cases that the run has not predicted yet are predicted by the model of the round handed out first.
+    Cases without a prediction are first predicted by the model of the selected round.
 
     Raises:
-        DatasetError: ``run`` is no run's folder, or no case of the split has truth.
+        DatasetError: ``run`` is not the folder of a run, or no case of the split has truth.
     """
     folder = RunFolder(run)
     record = folder.read_record()
@@ -32,9 +32,7 @@ def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, overrides
     job.predict_missing(split)
     rows = job.evaluate([split])
     if not rows:
-        raise DatasetError(
-            f"{dataset_dir}: no case of '{split}' has both a label of this run and truth to score it by."
-        )
+        raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and the truth.")
     others = [row for row in read_csv(folder.metrics) if row["split"] != split] if folder.metrics.exists() else []
     write_csv(others + rows, folder.metrics)
     return summary_text(rows)

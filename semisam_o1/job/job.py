@@ -1,4 +1,4 @@
-"""The whole job on one data set and one RUN folder: its stages in their order, each once."""
+"""The whole job on one data set and one RUN folder: runs each stage once, in order."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Job:
         config: the raw config of the bundle.
 
     Raises:
-        DatasetError: the data set cannot be worked on, or the folder is of an earlier layout; nothing has been
-            written then.
+        DatasetError: the data set cannot be used, or the folder has an earlier layout. Nothing is written in that
+            case.
     """
 
     def __init__(self, config: dict):
@@ -44,10 +44,10 @@ class Job:
         if not self.auto:
             self.record.rounds = self.record.best_round = int(self.config.setting("num_rounds"))
 
-    # What a user can ask for.
+    # Public entry points.
 
     def run(self) -> None:
-        """Every stage, from scans to pseudo-labels, trained bundle and report; those that are done already are kept."""
+        """Run every stage, from scans to pseudo-labels, trained bundle and report; finished stages are skipped."""
         if self.auto or self.record.rounds:
             try_out(self.config)
         with lock_folder(self.run_folder.path):
@@ -60,15 +60,15 @@ class Job:
             self.finish()
 
     def propagate(self) -> None:
-        """Round 0 on the cases of ``split``, and everything a run writes but the rounds and the bundle."""
+        """Run round 0 on the cases of ``split``; writes what a run writes, except training rounds and bundle."""
         if self.run_folder.round(1).path.is_dir():
             path = self.run_folder.path
-            raise DatasetError(f"{path} holds a run with trained rounds; name another folder for round 0 alone.")
+            raise DatasetError(f"{path} contains a run with trained rounds; name another folder for round 0 alone.")
         self.record.rounds, self.record.best_round, self.auto = 0, 0, False
         self.run()
 
     def alone(self, name: str, round: int = 0) -> None:
-        """One stage by itself, from its beginning: "features", "propagation", "training", ..., or "finish"."""
+        """Run a single stage from its start: "features", "propagation", "training", ..., or "finish"."""
         with lock_folder(self.run_folder.path):
             self.record.take_up()
             if name == "finish":
@@ -80,12 +80,12 @@ class Job:
             elif name == "quality" and round == 0:
                 self._work(ROUND_0[3])
             else:
-                if name == "training":  # a half-done one is of other settings, perhaps
+                if name == "training":  # an unfinished one may have other settings
                     self.run_folder.round(round).training_state.unlink(missing_ok=True)
                 self._work(stage_named(f"round_{round}/{name}"))
 
     def prepare_round(self) -> None:
-        """Round 0 where it is missing, so that one round's trainer can start (MONAI Label calls ``run``)."""
+        """Run round 0 if it is missing, so that a single round can train (MONAI Label calls ``run``)."""
         folder = self.run_folder.round(0)
         if not all(folder.label(case.name).exists() for case in self.cohort.pool):
             self._work(ROUND_0[0])
@@ -93,7 +93,7 @@ class Job:
             self._work(ROUND_0[3])
 
     def predict_missing(self, split: str) -> None:
-        """Predictions of the round handed out for those cases of a split that have none."""
+        """Predict the cases of a split that have no prediction, with the model of the selected round."""
         number = self.record.best_round
         folder = self.run_folder.round(number)
         missing = [case for case in self.cohort.split(split) if not folder.prediction(case.name).exists()]
@@ -101,12 +101,12 @@ class Job:
             self._work(stage_named(f"round_{number}/prediction"), missing)
 
     def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
-        """Rows of metrics.csv for whatever labels the run folder holds and truth exists for."""
+        """Rows of metrics.csv for all labels in the run folder that have truth."""
         definition = self.config.setting("metric_definition")
         return results.scores(self.run_folder, self.cohort, splits, self.record.rounds, definition)
 
     def finish(self) -> None:
-        """Final labels, figures, the list for review, the trained bundle, the report."""
+        """Write the final labels, metrics, review list, trained bundle and report."""
         run, record = self.run_folder, self.record
         record.warnings = selection.doubts(run, record.best_round)
         for doubt in record.warnings:
@@ -126,10 +126,10 @@ class Job:
         log.info("labels: %s", run.pseudo_labels)
         log.info("report: %s", run.report)
 
-    # How.
+    # Internals.
 
     def _stages(self) -> Iterator[Stage]:
-        """Every stage in its order. With ``num_rounds`` auto, rounds end when the labels settle."""
+        """Every stage in order. With ``num_rounds`` auto, training stops when the labels settle."""
         yield from ROUND_0
         last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
         for number in range(1, last + 1):
@@ -139,17 +139,17 @@ class Job:
                 if self._settled(number):
                     break
         if self.auto:
-            log.info("the labels of round %d of %d are handed out", self.record.best_round, self.record.rounds)
+            log.info("round %d of %d selected", self.record.best_round, self.record.rounds)
 
     def _work(self, stage: Stage, cases: Sequence[Case] | None = None) -> None:
-        """Do one stage, unless its setting says that there is nothing to do; ``cases``: some alone, of a prediction."""
+        """Run one stage, unless its setting switches it off; ``cases``: predict only these."""
         if stage.wanted and not self.config.setting(stage.wanted):
             return
         with self._stopwatch(stage.title, stage.round):
             predict(self, stage.round, cases) if cases is not None else stage.work(self, stage.round)
 
     def _propagate_anew(self) -> None:
-        """Round 0's labels from the beginning: what is there may be of other features."""
+        """Propagate from scratch: existing results may come from other features."""
         shutil.rmtree(self.run_folder.round(0).work("").folder, ignore_errors=True)
         for stage in ROUND_0[1:3]:
             self._work(stage)
@@ -164,10 +164,10 @@ class Job:
         self.record.add_stage(title, seconds, peak_mib)
 
     def _begin(self) -> Journal:
-        """Go on where an earlier start with the same settings and data ended; else from the beginning.
+        """Continue an earlier start with the same settings and data, or start from scratch.
 
         Raises:
-            DatasetError: the folder was begun with other settings.
+            DatasetError: the folder was started with other settings.
         """
         files = [(case.name, case.split, case.image) for case in self.cohort.cases]
         files += [(case.name, "label", case.label) for case in self.cohort.templates]
@@ -187,7 +187,7 @@ class Job:
         return journal
 
     def _settled(self, number: int) -> bool:
-        """Whether another round is not worth its time: labels hardly change, or are getting worse."""
+        """Whether to stop training: the labels hardly change, or their predicted Dice falls."""
         names, (before, after) = (
             [case.name for case in self.cohort.pool],
             map(self.run_folder.round, (number - 1, number)),

@@ -1,4 +1,4 @@
-"""``run.json``: what a run was made with, how long each stage took, what was set aside."""
+"""``run.json``: the config and versions of a run, the cost of each stage, the cases set aside."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK",
 
 
 class RunRecord:
-    """The record of a run; what an earlier start left in the folder is taken up.
+    """The record of a run; continues the record that an earlier start left in the folder.
 
     Attributes:
         stages: name, seconds and peak memory (MiB) of each stage.
-        set_aside: case -> why it was left out.
-        rounds, best_round: how many rounds there are, and which one's labels are handed out.
-        warnings: what whoever takes the labels must know first.
+        set_aside: case -> reason.
+        rounds, best_round: the number of rounds, and the round whose labels are the final ones.
+        warnings: problems that a user of the labels must know.
     """
 
     def __init__(self, run: RunFolder, config: JobConfig):
@@ -28,16 +28,16 @@ class RunRecord:
         kept = run.read_record()
         self.stages: list[dict] = kept.get("stages", [])
         self.set_aside: dict[str, str] = dict(config.cohort.set_aside)
-        self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto finds them anew
+        self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto selects them again
         self.warnings: Sequence[str] = ()
         self._kept_aside = kept.get("set_aside", {})
 
     def take_up(self) -> None:
-        """Go on with an earlier start: what it set aside stays so."""
+        """Continue an earlier start: keep its set-aside cases."""
         self.set_aside |= self._kept_aside
 
     def add_stage(self, name: str, seconds: float, peak_mib: float) -> None:
-        """One stage is done; an earlier entry of the same name goes."""
+        """Record a finished stage; replaces an earlier entry of the same name."""
         self.stages = [stage for stage in self.stages if stage["stage"] != name]
         self.stages.append({"stage": name, "seconds": round(seconds, 1), "peak_memory_mib": round(peak_mib)})
         self.write()
@@ -62,5 +62,5 @@ class RunRecord:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and those it stands on."""
+    """Versions of this package and its main dependencies."""
     return {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES}

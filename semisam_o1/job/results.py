@@ -1,4 +1,4 @@
-"""What a run hands out once its rounds are done: labels, the list for review, figures."""
+"""The results of a finished run: final labels, review list, metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REVIEW = {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"}  # column
 
 
 def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
-    """Copy the labels that a round ends with, each whole or not at all."""
+    """Copy the final labels of a round to ``pseudo_labels/``, each one atomically."""
     for case in cases:
         if folder.final(case.name).exists():
             with atomic_write(run.pseudo_label(case.name)) as aside:
@@ -24,9 +24,9 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None
 
 
 def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
-    """The cases to look at, those first whose label of that round is trusted least."""
+    """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty."""
     uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
-    rows = [
+    rows: list[dict] = [
         {
             "case": case.name,
             **uncertainty[case.name],
@@ -41,8 +41,9 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> 
 
 
 def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, definition: str) -> list[dict]:
-    """Rows of metrics.csv for whatever labels of rounds 0 to ``rounds`` are there and truth exists for."""
-    found, known = [], {}
+    """Rows of metrics.csv for all labels of rounds 0 to ``rounds`` that have truth."""
+    found: list[dict] = []
+    known: dict = {}
     for split in splits:
         for number in range(rounds + 1):
             folder = run.round(number)
@@ -50,7 +51,7 @@ def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, d
             if number:
                 stages = {"predicted": folder.prediction}
                 if not run.refinement_off_before(number + 1):
-                    stages["refined"] = folder.label  # else they are the predictions
+                    stages["refined"] = folder.label  # otherwise the labels equal the predictions
             for stage, label in stages.items():
                 here = {"split": split, "round": number, "stage": stage}
                 found += evaluate_folder(label, cohort.split(split), cohort, here, definition, known)

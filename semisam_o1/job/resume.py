@@ -1,4 +1,4 @@
-"""A killed run goes on where it was: the journal of its steps, and its lock."""
+"""Resuming a killed run: the journal of its steps, and the lock of its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semisam_o1.job.config import reaches
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
 
-# Matters of the machine and of the command: they may change from one start to the next, results stay the same.
+# Settings of the machine and the command. They may change between starts without changing the results.
 FREE = (
     "bundle_root",
     "cache_num",
@@ -34,17 +34,16 @@ FREE = (
 )
 
 
-MOST_CAUSES = 5  # of changed settings, named in a message
+MOST_CAUSES = 5  # changed settings listed in a message
 
 
 class Journal:
-    """``RUN/progress.json``: with which settings a run was begun, and which of its steps are whole, in their order.
+    """``RUN/progress.json``: the settings a run was started with, and its finished steps in order.
 
     Args:
         run: the folder.
-        leaves: every value that results may depend on, by its id; see `JobConfig.leaves`. Those below FREE are left
-            out.
-        needed: step -> the ids that it is made of; see `JobConfig.needed`.
+        leaves: every value that results may depend on, by id; see `JobConfig.leaves`. Ids under FREE are ignored.
+        needed: step -> the ids that it depends on; see `JobConfig.needed`.
     """
 
     def __init__(self, run: RunFolder, leaves: Mapping[str, Any], needed: Callable[[str], set[str]]):
@@ -52,14 +51,14 @@ class Journal:
         kept = {id: value for id, value in leaves.items() if id.split("#")[0] not in FREE}
         self.settings = json.loads(json.dumps(kept, default=str))
         self.done: list[str] = []
-        self.half_done_fits = False  # whether what the first step not done has left may be used
+        self.half_done_fits = False  # whether the partial results of the first unfinished step may be used
 
     def open(self, restart_from: str | None = None) -> bool:
-        """Take up the steps of an earlier start; False if there is none.
+        """Read the finished steps of an earlier start; False if there is none.
 
         Raises:
-            DatasetError: settings have changed since, which makes finished steps stale, and ``restart_from`` names
-                no step early enough; or the folder is of an earlier layout.
+            DatasetError: changed settings make finished steps stale and ``restart_from`` names no step early enough,
+                or the folder has an earlier layout.
         """
         kept = self.run.read_journal()
         if not kept:
@@ -76,13 +75,13 @@ class Journal:
         stale = next((step for step in self.done if self._is_stale(step, changed)), None)
         if stale is not None:
             causes = [id for id in changed if reaches(self.needed(stale), id)]
-            said = "; ".join(
+            text = "; ".join(
                 f"{id} was {short(old.get(id))}, is {short(self.settings.get(id))}" for id in causes[:MOST_CAUSES]
             )
             more = f"; and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
             raise DatasetError(
-                f"{self.run.path} was begun with other settings ({said}{more}), so its results from '{part_of(stale)}' "
-                "on do not fit. Name another folder, take the old settings, or say "
+                f"{self.run.path} was begun with other settings ({text}{more}), so its results from '{part_of(stale)}' "
+                "on do not fit. Name another folder, use the old settings, or add "
                 f"--restart-from {part_of(stale)}."
             )
         self.half_done_fits = restart_from is None and not changed
@@ -103,7 +102,7 @@ class Journal:
         return any(reaches(needed, id) for id in changed)
 
     def _first(self, step: str) -> int:
-        """How many of the steps done come before ``step`` or its parts ("round_1" of "round_1/training")."""
+        """How many finished steps come before ``step`` or its parts ("round_1" includes "round_1/training")."""
         parts = (number for number, name in enumerate(self.done) if f"{name}/".startswith(f"{step}/"))
         return next(parts, len(self.done))
 
@@ -112,12 +111,12 @@ class Journal:
 
 
 def part_of(step: str) -> str:
-    """The step to restart from for ``step``: the first part of a round or of the propagation is the whole of it."""
+    """The step to restart from for ``step``: the first part of a round or of the propagation stands for all of it."""
     return {"propagation/first": "propagation"}.get(step, step.removesuffix("/training"))
 
 
 def round_of(step: str) -> int:
-    """The round that a step belongs to; 0 before the first."""
+    """The round that a step belongs to; 0 before the first round."""
     return int(step.split("/")[0].removeprefix("round_")) if step.startswith("round_") else 0
 
 
@@ -128,10 +127,10 @@ def short(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """``folder`` for this process alone; freed with the process, however it ends.
+    """Lock ``folder`` for this process. The lock ends with the process, even if it is killed.
 
     Raises:
-        DatasetError: another process works there; it is named.
+        DatasetError: another process holds the lock; the message names it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

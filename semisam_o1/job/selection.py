@@ -1,4 +1,4 @@
-"""Which round's labels to hand out, and whether another round is worth its time; without truth."""
+"""Selection of the best round by predicted Dice, without truth, and the change of labels between rounds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from semisam_o1.data.formats import read_volume
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.runfolder import RoundFolder, RunFolder
 
-WORSE = 0.02  # of mean predicted Dice: ten times what trainings that helped moved it by
+WORSE = 0.02  # drop of mean predicted Dice that gives a warning: ten times its change in successful trainings
 
 
 def mean_predicted_dice(folder: RoundFolder) -> float:
-    """Over a round's labels; 0 where none was judged."""
+    """Mean predicted Dice of a round's labels; 0 if no quality was estimated."""
     found = [row["predicted_dice"] for row in folder.quality.read().values()]
     return sum(found) / max(len(found), 1)
 
 
 def change(before: RoundFolder, after: RoundFolder, names: Iterable[str], num_classes: int) -> float:
-    """1 - the mean Dice between the labels of two rounds, over those of the cases ``names`` that have one."""
+    """1 - mean Dice between the labels of two rounds, over the cases in ``names`` that have a label."""
     pairs = [(before.final(name), after.final(name)) for name in names]
     found = [
-        mean_dice(*(read_volume(path).as_tensor()[0] for path in pair), num_classes)
+        mean_dice(read_volume(pair[0]).as_tensor()[0], read_volume(pair[1]).as_tensor()[0], num_classes)
         for pair in pairs
         if pair[0].exists()
     ]
@@ -29,18 +29,19 @@ def change(before: RoundFolder, after: RoundFolder, names: Iterable[str], num_cl
 
 
 def best_round(quality: Mapping[int, float], tolerance: float) -> int:
-    """The last round whose labels are judged as good as any round's, less the ``tolerance`` of that judgement."""
+    """The last round whose predicted Dice is at most ``tolerance`` below the highest of all rounds."""
     return max(number for number in quality if quality[number] >= max(quality.values()) - tolerance)
 
 
 def doubts(run: RunFolder, best: int) -> list[str]:
-    """What whoever takes the labels of round ``best`` must know first."""
+    """Warnings for users of the labels of round ``best``."""
     folders = [run.round(number) for number in (0, best)]
-    begun, ended = map(mean_predicted_dice, folders)
-    if not all(folder.quality.path.exists() for folder in folders) or ended >= begun - WORSE:
+    first, final = map(mean_predicted_dice, folders)
+    if not all(folder.quality.path.exists() for folder in folders) or final >= first - WORSE:
         return []
-    return [
+    text = (
         f"The final labels, of round {best}, are judged to be worse than those of round 0 (mean predicted Dice "
-        f"{ended:.3f}, {begun:.3f} in round 0): the training was too short or failed. Take "
+        f"{final:.3f}, {first:.3f} in round 0): the training was too short or failed. Take "
         f"{folders[0].labels}, or train longer (max_iterations)."
-    ]
+    )
+    return [text]

@@ -1,4 +1,4 @@
-"""The stages of a job, as values: what each is called, which ids of the config it is made of, what it does."""
+"""The stages of a job as values: the name, the config ids it depends on, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ log = logging.getLogger("semisam_o1")
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a job. Stages speak through files in the run folder alone, so each can be run again by itself.
+    """One step of a job. Stages exchange data only through files in the run folder, so each can be repeated by itself.
 
     Attributes:
-        name: of the step in ``progress.json`` and after ``--restart-from``.
-        title: in the log and in ``run.json``.
-        work: does it, for a job and a round.
-        ids: of the config, from which ``work`` builds what it needs; a change in any id that they are made of makes
-            the step stale.
-        round: whose step it is; 0 for what comes before the first.
-        wanted: the id of a setting without which the step is empty.
+        name: the step's name in ``progress.json`` and for ``--restart-from``.
+        title: the step's name in the log and in ``run.json``.
+        work: runs the step for a job and a round.
+        ids: the config ids that ``work`` builds. A change in any id that they depend on makes the step stale.
+        round: the round of the step; 0 before the first round.
+        wanted: the id of a setting that switches the step on.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Stage:
 
 
 def features(job: Job, round: int) -> None:
-    """Every scan's features; those of oblique scans in their stored axes too."""
+    """Compute the features of every scan; for oblique scans also in their stored axes."""
     cohort, config = job.cohort, job.config
     evaluators = [config.build("features#evaluator")]
     templates = [cohort.grid(case).affine for case in cohort.templates]
@@ -63,27 +62,27 @@ def features(job: Job, round: int) -> None:
 
 
 def first_pass(job: Job, round: int) -> None:
-    """The template's label on every scan. Scans on which it fails are set aside."""
+    """Propagate the template's label to every scan. A scan on which this fails is set aside."""
     job.record.set_aside |= over_cases(job, job.config.build("propagation#first_pass"))
 
 
 def label_fusion(job: Job, round: int) -> None:
-    """Each label joined with those of the scans most like it."""
+    """Multi-atlas label fusion: fuse each label with those of the most similar scans."""
     over_cases(job, job.config.build("propagation#label_fusion"))
 
 
 def quality(job: Job, round: int) -> None:
-    """The quality of the labels that a round ends with, without truth."""
+    """Estimate the quality of a round's final labels without truth."""
     over_cases(job, job.config.build("propagation#quality", round))
 
 
 def over_cases(job: Job, engine: Any) -> dict[str, str]:
-    """Run an engine over the split's cases that are not set aside; gives those that failed, with reasons."""
+    """Run an engine over the cases of the split that are not set aside; returns the failed cases with reasons."""
     aside = job.record.set_aside
     cases = [case for case in job.cohort.split(job.config.setting("split")) if case.name not in aside]
     if not cases:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(aside.items())[:3])
-        raise DatasetError(f"No scan is left to work on ({reasons}).")
+        raise DatasetError(f"No usable scan is left ({reasons}).")
     engine.run(cases, max_epochs=1, epoch_length=len(cases))
     return engine.state.failed
 
@@ -92,21 +91,21 @@ def over_cases(job: Job, engine: Any) -> dict[str, str]:
 
 
 def train(job: Job, round: int) -> None:
-    """A round's training, from where it was killed, or from its beginning."""
+    """Train a round; continues an interrupted training."""
     parts = job.config.build("train", round)
-    if begun := parts["state"].resume(parts["trainer"]):
-        log.info("training goes on from iteration %d", begun)
+    if done := parts["state"].resume(parts["trainer"]):
+        log.info("training continues from iteration %d", done)
     parts["trainer"].run()
 
 
 def predict(job: Job, round: int, cases: Sequence[Case] | None = None) -> None:
-    """``cases``: all of the pool and of validation and test where unsaid."""
+    """Predict ``cases``; by default all of the pool, validation and test splits."""
     changed = {} if cases is None else {"predict#cases": list(cases)}
     job.config.build("predict#evaluator", round, **changed).run()
 
 
 def refine(job: Job, round: int) -> None:
-    """The round's predictions, mended where the network is unsure."""
+    """Refine the round's predictions where the network is uncertain."""
     off = job.run_folder.refinement_off_before(round)
     if off:
         log.info("refinement stays switched off")
@@ -117,7 +116,7 @@ def refine(job: Job, round: int) -> None:
     log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
 
 
-# In their order.
+# All stages in order.
 
 ROUND_0 = (
     Stage("features", "features", features, ("features#evaluator", "cohort", "split")),
@@ -128,7 +127,7 @@ ROUND_0 = (
 
 
 def round_stages(number: int, refined: bool = True) -> tuple[Stage, ...]:
-    """The stages of round ``number``, 1, 2, ...; ``refined``: whether its predictions are refined."""
+    """The stages of round ``number`` (1, 2, ...); ``refined``: whether its predictions are refined."""
 
     def stage(name: str, work: Callable, *ids: str, wanted: str | None = None) -> Stage:
         return Stage(f"round_{number}/{name}", f"round {number}: {name}", work, ids, number, wanted)
@@ -143,13 +142,13 @@ def round_stages(number: int, refined: bool = True) -> tuple[Stage, ...]:
 
 
 def stage_named(name: str) -> Stage:
-    """The stage that a step of ``progress.json`` stands for."""
+    """The stage with the name of a step in ``progress.json``."""
     number = name.split("/")[0].removeprefix("round_")
     stages = round_stages(int(number)) if number.isdigit() else ROUND_0
     return next(stage for stage in stages if stage.name == name)
 
 
-# What ends a job; never on record as done, so these ids make no step stale.
+# Ids that only the end of a job reads. The journal does not record that step, so these ids make no step stale.
 FINISH_IDS = (
     "metric_definition",
     "num_rounds",
@@ -161,9 +160,9 @@ FINISH_IDS = (
 
 
 def remove_stale(job: Job, done: Sequence[str], half_done_fits: bool) -> None:
-    """Results of steps that are not on record would pass for this run's.
+    """Remove results of steps that the journal does not list, so that they cannot be taken for results of this run.
 
-    What the step that was killed left half-done stays, if it fits the settings.
+    The partial results of an interrupted step stay if they fit the settings.
     """
     run = job.run_folder
     for path in (run.report, run.review, run.metrics):

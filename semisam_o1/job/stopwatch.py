@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a stage."""
+"""Run time and peak memory of a stage."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import psutil
 
-INTERVAL_S = 0.1  # between two looks at the memory; shorter peaks go unseen
+INTERVAL_S = 0.1  # between two samples of the memory; shorter peaks may be missed
 
 
 class Stopwatch:
-    """Context manager: calls ``done(name, seconds, peak_mib)`` when the block ends well.
+    """Context manager: calls ``done(name, seconds, peak_mib)`` when the block ends without an error.
 
-    The peak is that of the whole process (resident memory, MiB) while the block ran.
+    The peak is the largest resident memory of the whole process during the block, MiB.
     """
 
     def __init__(self, name: str, done: Callable[[str, float, float], None]):

@@ -1,4 +1,4 @@
-"""What networks are shown: items of images alone, and what a round learns from."""
+"""Data set items for prediction and training, and the length of a round."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ log = logging.getLogger("semisam_o1")
 
 
 def image_items(cases: Sequence[Case]) -> list[dict]:
-    """``case`` and ``image`` of each case, for a dataset that is to see no label."""
+    """``case`` and ``image`` of each case, for a dataset without labels."""
     return [{"case": case.name, "image": str(case.image)} for case in cases]
 
 
 def missing_items(store: FeatureStore, cases: Sequence[Case]) -> list[dict]:
-    """`image_items` of those cases whose features are not in the store."""
+    """`image_items` of the cases whose features are not in the store."""
     return image_items(store.missing(cases))
 
 
 def labelled_items(cases: Sequence[Case]) -> list[dict]:
-    """Image and truth of each case that has truth, for validation."""
+    """Image and truth of each case with truth, for validation."""
     return [case.item() for case in cases if case.label]
 
 
 def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predicted_dice: float = 0.0) -> list[dict]:
-    """What round ``round`` learns from: templates with their labels, the pool with those of the round before.
+    """Training items of round ``round``: templates with their labels, pool scans with labels of the previous round.
 
-    A pool scan without a label of that round (its propagation failed) is left out, and so is one whose label has a
-    predicted Dice below ``min_predicted_dice``; where none has more, all are taken.
+    A pool scan is left out if it has no such label (its propagation failed) or if the label's predicted Dice is below
+    ``min_predicted_dice``. If all labels are below it, all are used.
     """
     before = RunFolder(output_dir).round(round - 1)
     quality = {name: row["predicted_dice"] for name, row in before.quality.read().items()}
@@ -42,16 +42,16 @@ def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predi
     poor = [case for case in pool if quality.get(case.name, min_predicted_dice) < min_predicted_dice]
     if poor and len(poor) < len(pool):
         names = ", ".join(case.name for case in poor)
-        log.info("labels left out of training, judged below a Dice of %g: %s", min_predicted_dice, names)
+        log.info("labels left out of training, predicted Dice below %g: %s", min_predicted_dice, names)
         pool = [case for case in pool if case not in poor]
     return items + [case.item(before.label(case.name)) | {"labelled": False} for case in pool]
 
 
 def round_length(max_iterations: int, first_round_factor: float, warm_start: bool, round: int) -> int:
-    """Training steps of a round: more where its network starts from scratch."""
+    """Training iterations of a round: times ``first_round_factor`` if its network starts from scratch."""
     return int(max_iterations * (1 if warm_start and round > 1 else first_round_factor))
 
 
 def epoch_length(iterations: int, most: int = 50) -> int:
-    """The largest divisor of a round's steps up to ``most``: steps from one line of log to the next."""
+    """The largest divisor of a round's iterations up to ``most``: iterations between two log lines."""
     return max(n for n in range(1, most + 1) if iterations % n == 0)

@@ -12,11 +12,17 @@ class WeightAverage:
 
     Where ``horizon`` is given, alpha is at most 1 - 1/(horizon x I) too, I the iterations to run: in a short training
     an average over the last 100 of them still holds the beginner.
+
+    ``start``: a network whose weights the average has until the first step; those of ``network`` if not given.
     """
 
-    def __init__(self, network: nn.Module, alpha: float = 0.99, horizon: float | None = None):
+    def __init__(
+        self, network: nn.Module, alpha: float = 0.99, horizon: float | None = None, start: nn.Module | None = None
+    ):
         self.alpha, self.horizon = alpha, horizon
         self.average = EMAHandler(network, momentum=1 - alpha, handle_buffers="ema_train")
+        if start is not None:
+            self.teacher.load_state_dict(start.state_dict())
 
     @property
     def teacher(self) -> nn.Module:

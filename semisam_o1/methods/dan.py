@@ -73,8 +73,9 @@ class AdversarialNetwork(WeightAverage):
         learning_rate: float = 1e-4,
         alpha: float = 0.99,
         horizon: float | None = None,
+        start: nn.Module | None = None,
     ):
-        super().__init__(network, alpha, horizon)
+        super().__init__(network, alpha, horizon, start)
         device = next(network.parameters()).device
         self.network, self.loss = network, loss
         self.discriminator = Discriminator(num_classes, pool=pool).to(device)

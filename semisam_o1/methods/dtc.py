@@ -33,18 +33,22 @@ def signed_distance(masks: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def squared_dice(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 - (2 sum p t + 1e-5) / (sum p^2 + sum t^2 + 1e-5) over everything at once, as published."""
-    overlap = 2 * (probabilities * target).sum() + 1e-5
-    return 1 - overlap / (probabilities.square().sum() + target.square().sum() + 1e-5)
+def squared_dice(probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Dice loss of probabilities (B, C, H, W, D) against one mask (B, 1, H, W, D) for all channels, as published.
+
+    1 - (2 sum p t + 1e-5) / (sum p^2 + sum t + 1e-5): the sums of p t and p^2 run over the channels too, that of the
+    mask t does not.
+    """
+    overlap = 2 * (probabilities * mask).sum() + 1e-5
+    return 1 - overlap / (probabilities.square().sum() + mask.sum() + 1e-5)
 
 
 class PublishedSegmentation(nn.Module):
-    """0.01 CE and one Dice over all channels of sigmoid(logits) against the mask y = 1 repeated in each."""
+    """(0.01 CE + `squared_dice` of sigmoid(logits) against the mask y = 1) / 2."""
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        mask = (label == 1).float().expand_as(logits)
-        return 0.01 * F.cross_entropy(logits, label[:, 0].long()) + squared_dice(logits.sigmoid(), mask)
+        dice = squared_dice(logits.sigmoid(), (label == 1).to(logits))
+        return (0.01 * F.cross_entropy(logits, label[:, 0].long()) + dice) / 2
 
 
 class DualTaskLoss(TwoStreamLoss):
@@ -52,8 +56,8 @@ class DualTaskLoss(TwoStreamLoss):
 
     L_cons = mean (sigmoid(-1500 sdf) - sigmoid(logits))^2 over the whole batch and all channels. Then
 
-    - as published: L_sup and L_pseudo are 0.01 CE and one Dice over all channels of sigmoid(logits) against the
-      foreground (y = 1) repeated in each, and the same Dice of sigmoid(-1500 sdf) is added on the labelled half;
+    - as published: L_sup and L_pseudo are those of `PublishedSegmentation`, and `squared_dice` of sigmoid(-1500 sdf)
+      is added on the labelled half, without a factor;
     - else: L_sup and L_pseudo are `TwoStreamLoss`'s, a Dice a class; on the labelled half are added the Dice a class
       of sigmoid(-1500 sdf) and ``distance_weight`` x the mean |sdf - signed distance of the label|, for any C.
     """
@@ -69,7 +73,9 @@ class DualTaskLoss(TwoStreamLoss):
     def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
         return ((-STEEPNESS * self._sdf).sigmoid() - logits.sigmoid()).square().mean()
 
-    def forward(self, outputs: tuple[torch.Tensor, torch.Tensor], target: dict) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, outputs: tuple[torch.Tensor, torch.Tensor], target: dict
+    ) -> torch.Tensor:
         """outputs: (sdf, logits); target: see `prepare_batch`."""
         self._sdf, logits = outputs
         total, labelled = super().forward(logits, target), target["labelled"]
@@ -78,7 +84,7 @@ class DualTaskLoss(TwoStreamLoss):
         sdf, label = self._sdf[labelled], target["label"][labelled]
         soft = (-STEEPNESS * sdf).sigmoid()
         if self.published:
-            extra = squared_dice(soft, (label == 1).float().expand_as(soft))
+            extra = squared_dice(soft, (label == 1).to(soft))
         else:
             masks = one_hot(label, logits.shape[1])
             extra = self.dice_a_class(soft, masks)

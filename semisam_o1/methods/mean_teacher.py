@@ -26,7 +26,8 @@ class MeanTeacherLoss(TwoStreamLoss):
 class MeanTeacher(WeightAverage):
     """Handler: the average is a teacher that sees each pool scan with noise clip(N(0, 0.1), +-0.2) added.
 
-    It is in train mode (its dropout acts) as published. ``alpha``, ``horizon``: see `WeightAverage`.
+    It is in train mode (its dropout acts) as published. ``alpha``, ``horizon``, ``start``: see
+    `WeightAverage`.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class MeanTeacher(WeightAverage):
         alpha: float = 0.99,
         noise: float = 0.1,
         horizon: float | None = None,
+        start: nn.Module | None = None,
     ):
-        super().__init__(network, alpha, horizon)
+        super().__init__(network, alpha, horizon, start)
         self.loss, self.noise = loss, noise
 
     def attach(self, engine: Engine) -> None:

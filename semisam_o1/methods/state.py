@@ -90,7 +90,7 @@ class TrainingState:
             return
         states, self.kept = self.kept["random"], None
         random.setstate((states["python"][0], tuple(states["python"][1]), states["python"][2]))
-        np.random.set_state(states["numpy"])
+        np.random.set_state(states["numpy"])  # noqa: NPY002 - MONAI draws from it
         torch.set_rng_state(states["torch"])
         for device, state in enumerate(states["cuda"]):
             torch.cuda.set_rng_state(state, device)
@@ -119,7 +119,7 @@ class TrainingState:
             "scaler": {} if scaler is None else scaler.state_dict(),
             "random": {
                 "python": [python[0], list(python[1]), python[2]],
-                "numpy": plain(np.random.get_state()),
+                "numpy": plain(np.random.get_state()),  # noqa: NPY002
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
                 "transforms": [plain(transform.R.get_state()) for transform in self.transforms],

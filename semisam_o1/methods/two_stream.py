@@ -27,9 +27,12 @@ class TwoStreamSampler(Sampler):
         labelled, pool: how many of each in a batch.
         num_batches: batches an epoch.
         seed: of the templates' order.
+        anew: as published, both orders are drawn anew after as many batches as use the templates up once.
     """
 
-    def __init__(self, items: Sequence[dict], labelled: int, pool: int, num_batches: int, seed: int = 0):
+    def __init__(
+        self, items: Sequence[dict], labelled: int, pool: int, num_batches: int, seed: int = 0, anew: bool = False
+    ):
         marks = [item.get("labelled", True) for item in items]
         self.streams = [[i for i, mark in enumerate(marks) if mark], [i for i, mark in enumerate(marks) if not mark]]
         sizes = [labelled, pool]
@@ -38,6 +41,8 @@ class TwoStreamSampler(Sampler):
                 sizes[other], sizes[one] = labelled + pool, 0
         self.sizes, self.num_batches = sizes, num_batches
         self._waiting: list[list[int]] = [[], []]
+        self._pass = max(1, len(self.streams[0]) // max(1, sizes[0])) if anew else None
+        self._batches = 0
         self._draws = [torch.Generator().manual_seed(seed), None]  # None: torch's global random state
 
     def __len__(self) -> int:
@@ -45,14 +50,19 @@ class TwoStreamSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for _ in range(self.num_batches):
+            if self._pass and self._batches % self._pass == 0:
+                self._waiting = [[], []]
+            self._batches += 1
             yield [self._next(stream) for stream in (0, 1) for _ in range(self.sizes[stream])]
 
     def state(self) -> dict:
         """What is left of each stream, and how the templates' goes on."""
-        return {"waiting": [list(waiting) for waiting in self._waiting], "random": self._draws[0].get_state()}
+        waiting = [list(waiting) for waiting in self._waiting]
+        return {"waiting": waiting, "batches": self._batches, "random": self._draws[0].get_state()}
 
     def set_state(self, state: dict) -> None:
         self._waiting = [list(waiting) for waiting in state["waiting"]]
+        self._batches = state["batches"]
         self._draws[0].set_state(state["random"])
 
     def _next(self, stream: int) -> int:
@@ -89,7 +99,8 @@ class TwoStreamLoss(nn.Module):
     L_sup on the labelled half, L_pseudo on the rest against its pseudo-label, both `segmentation`;
     mu(i) = min(1, i / (pseudo_rampup I)); lambda(i) = consistency x gaussian_ramp(i / (consistency_rampup I)).
     I is what the trainer is going to run. With ``published_ramp`` lambda is the published one, which depends on i
-    alone: the ramp at min(i div 150, 200) / 200. `consistency` is what a method adds: see `consistency_term`.
+    alone: the ramp at min(i div 150, r) / r, r = consistency_rampup. A ramp of length 0 is full weight from the start.
+    `consistency` is what a method adds: see `consistency_term`.
 
     ``weighted`` holds the last size of each term as it entered the sum, for the log.
     """
@@ -98,13 +109,14 @@ class TwoStreamLoss(nn.Module):
         self,
         segmentation: nn.Module | None = None,
         consistency: float = 0.1,
-        consistency_rampup: float = 0.4,
+        consistency_rampup: float | None = None,
         pseudo_rampup: float = 0.3,
         published_ramp: bool = False,
     ):
         super().__init__()
         self.segmentation = segmentation or published_loss()
-        self.consistency, self.consistency_rampup = consistency, consistency_rampup
+        self.consistency = consistency
+        self.consistency_rampup = (200 if published_ramp else 0.4) if consistency_rampup is None else consistency_rampup
         self.pseudo_rampup, self.published_ramp = pseudo_rampup, published_ramp
         self.iteration, self.iterations = 0, 1
         self.weighted: dict[str, float] = {}
@@ -112,7 +124,8 @@ class TwoStreamLoss(nn.Module):
     def consistency_weight(self) -> float:
         """lambda at the present iteration."""
         if self.published_ramp:
-            return self.consistency * gaussian_ramp(min(self.iteration // 150, 200) / 200)
+            ramp = self.consistency_rampup
+            return self.consistency * (gaussian_ramp(min(self.iteration // 150, ramp) / ramp) if ramp else 1.0)
         return self.consistency * gaussian_ramp(self._share_of(self.consistency_rampup))
 
     def pseudo_weight(self) -> float:
@@ -161,10 +174,13 @@ class LossProgress:
 
 
 class PolynomialDecay:
-    """Handler: learning rate = base x (1 - i/I)^power before iteration i of I."""
+    """Handler: learning rate = base x (1 - i/I)^power before iteration i of I.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9):
-        self.optimizer, self.power = optimizer, power
+    ``late``: as published, the rate is set after a step, so that it is one iteration behind from the second on.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9, late: bool = False):
+        self.optimizer, self.power, self.late = optimizer, power, late
         self.base = [group["lr"] for group in optimizer.param_groups]
 
     def attach(self, engine: Engine) -> None:
@@ -172,6 +188,7 @@ class PolynomialDecay:
 
     def __call__(self, engine: Engine) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
-        factor = (1 - (engine.state.iteration - 1) / total) ** self.power
+        iteration = max(engine.state.iteration - 1 - self.late, 0)
+        factor = (1 - iteration / total) ** self.power
         for group, base in zip(self.optimizer.param_groups, self.base):
             group["lr"] = base * factor

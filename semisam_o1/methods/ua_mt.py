@@ -19,14 +19,20 @@ class UncertaintyAwareLoss(MeanTeacherLoss):
         sum (mask x (softmax(student) - softmax(teacher))^2) / (2 x sum mask + 1e-16)
         mask = entropy < (0.75 + 0.25 exp(-5 (1 - i/I)^2)) ln C
 
-    The published threshold has ln 2; ln C is the same for two classes and the largest entropy for any other number.
+    The published threshold has ln 2 for any C (``threshold_classes`` 2); ln C is the largest entropy.
     """
+
+    def __init__(self, *args, threshold_classes: int | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.threshold_classes = threshold_classes
 
     teacher_entropy: torch.Tensor | None = None  # (pool scans, H, W, D), nats, set by `UncertaintyAwareTeacher`
 
     def threshold(self, num_classes: int) -> float:
         """In nats, at the present iteration."""
-        return (0.75 + 0.25 * gaussian_ramp(self.iteration / self.iterations)) * math.log(num_classes)
+        return (0.75 + 0.25 * gaussian_ramp(self.iteration / self.iterations)) * math.log(
+            self.threshold_classes or num_classes
+        )
 
     def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
         if self.teacher_logits is None or not len(self.teacher_logits):
@@ -45,7 +51,9 @@ class UncertaintyAwareTeacher(MeanTeacher):
 
     def noisy(self, engine: Engine, pool: torch.Tensor) -> torch.Tensor:
         logits = super().noisy(engine, pool)
-        mean = sum(super(UncertaintyAwareTeacher, self).noisy(engine, pool).softmax(1) for _ in range(self.passes))
-        mean = mean / self.passes
+        total = super().noisy(engine, pool).softmax(1)
+        for _ in range(self.passes - 1):
+            total = total + super().noisy(engine, pool).softmax(1)
+        mean = total / self.passes
         self.loss.teacher_entropy = -(mean * (mean + EPSILON).log()).sum(1)
         return logits

@@ -84,7 +84,7 @@ class UNet3DSDF(UNet3D):
         self.final2 = nn.Conv3d(features[0], num_classes, 1)
         _kaiming(self.final2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         shared = self.decode(x)
         return torch.tanh(self.final2(shared)), self.final(shared)
 

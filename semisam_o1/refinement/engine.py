@@ -37,8 +37,8 @@ class Guard:
     def __call__(self, case: Case, label: Path) -> float:
         if self.quality is not None:
             return self.quality(case, label).predicted_dice
-        both = (read_volume(path).as_tensor()[0] for path in (label, self.carried(case.name)))
-        return mean_dice(*both, self.cohort.num_classes)
+        one, other = (read_volume(path).as_tensor()[0] for path in (label, self.carried(case.name)))
+        return mean_dice(one, other, self.cohort.num_classes)
 
 
 def refinement_engine(

@@ -70,7 +70,7 @@ class VolumeVotes:
         if not len(found):
             return None
         labels = [self._label_of(self.voters[i]) for i in found]
-        return vote_labels(labels, weights, self.cohort.grid(case).shape, self.cohort.num_classes)
+        return vote_labels(labels, weights.tolist(), self.cohort.grid(case).shape, self.cohort.num_classes)
 
     def _label_of(self, case: Case) -> torch.Tensor:
         path = case.label if case in self.cohort.templates else self.folder.prediction(case.name)

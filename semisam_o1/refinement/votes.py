@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from semisam_o1.neighbours import nearest
 from semisam_o1.types import Tokens
 
+LEAST_WEIGHT = 1e-8  # of all votes together, as published
+
 
 def uncertain(uncertainties: Sequence[float], quantile: float) -> np.ndarray:
     """Which volumes are not certain, (N,) bool: u_n >= the ``quantile`` quantile of all u_n, as published."""
@@ -29,14 +31,17 @@ def volume_votes(
 
     Returns:
         Indices (k,) into ``descriptors``, most similar first, and weights (k,); both empty where fewer than k are
-        certain, which leaves the label as it is.
+        certain or where the weights sum to nothing, either of which leaves the label as it is.
     """
     candidates = np.flatnonzero(certain)
     if len(candidates) < k:
         return np.empty(0, int), np.empty(0)
     cosine = descriptors[candidates] @ query
     order = np.argsort(-cosine, kind="stable")[:k]
-    return candidates[order], np.maximum(cosine[order], 0)
+    weights = np.maximum(cosine[order], 0)
+    if weights.sum() < LEAST_WEIGHT:
+        return np.empty(0, int), np.empty(0)
+    return candidates[order], weights
 
 
 def vote_labels(
@@ -78,8 +83,8 @@ def voxel_votes(voters: Voters, queries: torch.Tensor, k: int, cells: int = 0, s
     Args:
         queries: (m, d), see `place_vectors`. cells: of an inexact index, see `neighbours.nearest`.
     """
-    distance, found = nearest(voters.vectors.numpy(), queries.numpy(), k, cells, seed=seed)
-    found = torch.from_numpy(found)
+    distance, indices = nearest(voters.vectors.numpy(), queries.numpy(), k, cells, seed=seed)
+    found = torch.from_numpy(indices)
     votes = torch.from_numpy(np.exp(-distance / max(float(np.median(distance)), 1e-12))) * voters.confidence[found]
     total = votes.sum(1, keepdim=True).clamp(min=1e-12)
     return torch.einsum("mk,mkc->mc", votes, voters.shares[found]) / total

@@ -37,7 +37,7 @@ from semisam_o1.types import Case
 
 SPLITS = ("pool", "val", "test")
 STAGES = ("copied", "propagated", "predicted", "refined")  # in the order in which a run makes them
-STATISTICS = {"mean": np.mean, "median": np.median}
+STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,7 @@ def _evaluate_case(case: Case, path: Path, cohort: Cohort, definition: str) -> l
         arrays.append(whole)
     spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
     arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merged, where classes are
-    return score(*arrays, spacing, cohort.num_classes, definition)
+    return score(arrays[0], arrays[1], spacing, cohort.num_classes, definition)
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:

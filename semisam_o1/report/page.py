@@ -37,7 +37,7 @@ PAGES = Environment(
     keep_trailing_newline=True,
 )
 # The one place where text becomes HTML without being escaped: the tag escapes its description itself.
-PAGES.filters["picture"] = lambda content, text: Markup(picture_tag(content, text))
+PAGES.filters["picture"] = lambda content, text: Markup(picture_tag(content, text))  # noqa: S704
 
 
 def render(template: str, **values: Any) -> str:
@@ -173,7 +173,7 @@ def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
         if not points:
             continue
         style, marker = styles[stage]
-        look = {
+        look: dict[str, Any] = {
             "color": colours[split],
             "linestyle": style,
             "marker": marker,

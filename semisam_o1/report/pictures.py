@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -93,10 +93,11 @@ def _draw_planes(
     sample = image[::2, ::2, ::2]
     sample = sample[np.isfinite(sample)]
     dark, bright = np.percentile(sample, (0.5, 99.5)) if sample.size else (0, 1)
-    halo = [withStroke(linewidth=width + 1, foreground="black", alpha=0.5)]  # lines are seen on bright tissue, too
+    # The black rim makes lines visible on bright tissue, too.
+    halo: list[Any] = [withStroke(linewidth=width + 1, foreground="black", alpha=0.5)]
     for axis, (across, up, through, letters) in zip(axes, PLANES.values()):
         picture, *masks = (np.take(a, view.centre[through], through) for a in (image, label, truth) if a is not None)
-        box = [0, picture.shape[0] * spacing[across], 0, picture.shape[1] * spacing[up]]
+        box = (0, picture.shape[0] * spacing[across], 0, picture.shape[1] * spacing[up])
         picture = np.nan_to_num(picture, posinf=bright, neginf=dark)
         axis.imshow(
             picture.T,
@@ -137,7 +138,7 @@ def case_picture(
     image: np.ndarray,
     label: np.ndarray,
     truth: np.ndarray | None,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     classes: Mapping[int, str],
     title: str = "",
     marks: bool = True,
@@ -154,12 +155,12 @@ def case_picture(
     Raises:
         ValueError: the shapes differ.
     """
-    image, label, truth, spacing = _checked(image, label, truth, spacing, title)
-    view = _view(label, truth, spacing)
+    image, label, truth, sizes = _checked(image, label, truth, spacing, title)
+    view = _view(label, truth, sizes)
     top, height = 0.22 if title else 0.0, 1.7 * view.tall / view.wide  # inches
     figure = Figure(figsize=(5.1, height + top), dpi=100, facecolor="white")
     axes = [figure.add_axes((i / 3 + 0.002, 0, 1 / 3 - 0.004, height / (height + top))) for i in range(3)]
-    _draw_planes(axes, view, image, label, truth, spacing, marks, 1.1)
+    _draw_planes(axes, view, image, label, truth, sizes, marks, 1.1)
     if title:
         figure.text(0.005, 1 - top / 2 / (height + top), title, va="center", fontsize=8)
         handles = _handles(classes, truth is not None)
@@ -224,11 +225,12 @@ def _handles(classes: Mapping[int, str], with_truth: bool) -> list[Line2D]:
 
 def _palette() -> Image.Image:
     """32 greys and, for each colour in use, its mixtures with black, grey and white, for soft edges."""
-    entries = [(grey,) * 3 for grey in np.linspace(0, 255, 32).astype(int).tolist()]
+    entries: list[tuple[int, ...]] = [(grey,) * 3 for grey in np.linspace(0, 255, 32).astype(int).tolist()]
     for colour in map(to_rgb, (*COLOURS, TRUTH_COLOUR)):
         for weight in (0.35, 0.55, 0.8, 1.0):
             for other in (0.0, 0.5, 1.0)[: 1 if weight == 1.0 else 3]:
-                entries.append(tuple(round(255 * (weight * c + (1 - weight) * other)) for c in colour))
+                mixed = (round(255 * (weight * c + (1 - weight) * other)) for c in colour)
+                entries.append(tuple(mixed))
     picture = Image.new("P", (1, 1))
     picture.putpalette([value for entry in entries for value in entry])
     return picture

@@ -1,4 +1,4 @@
-"""The template's label carried to every scan, with nothing trained."""
+"""Round 0: propagation of the template's label to every scan, without training."""
 
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, quality_engine
 from semisam_o1.round_0.propagation import Propagated, Reference, copy, nearest, prototype

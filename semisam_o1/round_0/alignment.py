@@ -1,6 +1,7 @@
-"""Where a scan lies in the template: an affine map found from seeded starts, judged on descriptors (pure functions).
+"""Registration of a scan to the template: an affine map from seeded random starts, then a displacement field.
 
-Positions are RAS mm from the middle of each token grid, so that neither origin nor field of view matters.
+Both minimise the descriptor distance. Pure functions. Positions are RAS mm from the middle of each token grid, so
+neither the origin nor the field of view matters.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch.nn.functional as F
 
 from semisam_o1.types import Affine, Tokens
 
-CHANNELS = 16  # of the descriptors, by principal components: a third of the time, labels hardly change
-POOLED_VOXELS = 6000  # enough to tell a good start from a bad one, few enough to try hundreds in a second
-STRAIN_COSTS = (0.0, 0.1)  # of |A^T A - 1|^2, one for each half of those refined; a size of 1.1 costs 0.013
-ALIKE = 0.1  # of the extent: maps of which no corner lies further apart are one
-AT_ONCE = 32  # starts that are tried in one go,
-TRIED = 5  # each on every fifth place
+CHANNELS = 16  # principal components of the descriptors: a third of the time, almost the same labels
+POOLED_VOXELS = 6000  # enough to compare starts, few enough to test hundreds per second
+STRAIN_COSTS = (0.0, 0.1)  # weights of |A^T A - 1|^2, one per half of the refined maps; a scale of 1.1 costs 0.013
+ALIKE = 0.1  # of the extent; maps whose corners all differ by less are treated as equal
+AT_ONCE = 32  # starts evaluated per batch
+TRIED = 5  # a start is evaluated on every fifth point
 PARTS = 4  # of the points, sampled in parallel
-OUTSIDE_COST = 0.15  # of a place that falls outside the template, beside a squared descriptor distance of 0.05 to 0.2
+OUTSIDE_COST = 0.15  # of a point outside the template; squared descriptor distances are 0.05 to 0.2
 
 
 class AffineMap(NamedTuple):
@@ -35,7 +36,7 @@ class AffineMap(NamedTuple):
         return points @ self.matrix.T + self.shift
 
     def then_back(self, other: AffineMap) -> AffineMap:
-        """By this map, then by ``other`` the other way: from one scan to another through the template of both."""
+        """This map followed by the inverse of ``other``: from one scan to another through their common template."""
         back = other.inverse()
         return AffineMap(back.matrix @ self.matrix, back(self.shift))
 
@@ -46,7 +47,7 @@ class AffineMap(NamedTuple):
 
 
 def centred_points(shape, step_mm) -> torch.Tensor:
-    """The grid's points in mm from its middle: (H, W, D, 3) for ``shape`` (H, W, D), ``step_mm`` a number or three."""
+    """A grid's points in mm from its middle: (H, W, D, 3) for ``shape`` (H, W, D); ``step_mm``: one number or three."""
     steps = np.broadcast_to(step_mm, 3)
     axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * float(s) for n, s in zip(shape, steps)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
@@ -56,23 +57,23 @@ def sample(volume: torch.Tensor, points: torch.Tensor, step_mm, padding: str = "
     """``volume`` (C, h, w, d) at centred ``points`` (..., 3) in mm, trilinear: (C, ...)."""
     half = (torch.tensor(volume.shape[1:], dtype=torch.float32) - 1) / 2 * torch.as_tensor(step_mm, dtype=torch.float32)
     where = (points / half.clamp(min=1e-6)).flip(-1).reshape(-1, 3)
-    part = -(-len(where) // PARTS)  # grid_sample's threads share out a batch, never the points of one volume
+    part = -(-len(where) // PARTS)  # grid_sample is parallel over a batch, not over the points of one volume
     parts = F.pad(where, (0, 0, 0, part * PARTS - len(where))).reshape(PARTS, part, 1, 1, 3)
     volumes = volume[None].expand(PARTS, *volume.shape)
     found = F.grid_sample(volumes, parts, padding_mode=padding, align_corners=True)
     return found.transpose(0, 1).reshape(len(volume), -1)[:, : len(where)].reshape(-1, *points.shape[:-1])
 
 
-def rotation(vector: torch.Tensor) -> torch.Tensor:
+def rotation(vector: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The rotation matrix (3, 3) of a rotation vector (3,), radians."""
     x, y, z = (float(v) for v in vector)
     return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
 
 
 def frame_rotation(affine: Affine) -> torch.Tensor:
-    """How a scan's stored axes are turned against the nearest RAS axes: a rotation matrix (3, 3).
+    """The rotation (3, 3) of a scan's stored axes relative to the nearest RAS axes.
 
-    Identity where they stand upright, and where two of them are nearest to the same one.
+    Identity if they are parallel to these, and if two stored axes are nearest to the same RAS axis.
     """
     directions = np.asarray(affine, float)[:3, :3] / np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
     order = np.argmax(np.abs(directions), axis=0)
@@ -85,17 +86,17 @@ def frame_rotation(affine: Affine) -> torch.Tensor:
 
 
 def turn_between(scan: Affine, template: Affine) -> torch.Tensor:
-    """The rotation (3, 3) from scan to template positions if both were stored in the same pose, whatever they say."""
+    """The rotation (3, 3) from scan to template positions if both have the same pose in their stored axes."""
     return frame_rotation(template) @ frame_rotation(scan).T
 
 
 def is_turned(turn: torch.Tensor) -> bool:
-    """Whether a rotation (3, 3) is one to speak of: more than about a degree."""
+    """Whether a rotation (3, 3) is larger than about one degree."""
     return not torch.allclose(turn, torch.eye(3), atol=0.02)
 
 
 def pooled(tokens: Tokens, factor: int) -> Tokens:
-    """Mean over cubes of ``factor`` tokens a side, the grid's middle kept: (C, H, W, D) -> (C, H/f, W/f, D/f)."""
+    """Mean over cubes of ``factor`` tokens per side, with the same middle: (C, H, W, D) -> (C, H/f, W/f, D/f)."""
     if factor == 1:
         return tokens
     crop = [((n % factor) // 2, n // factor * factor) for n in tokens.shape[1:]]
@@ -104,7 +105,7 @@ def pooled(tokens: Tokens, factor: int) -> Tokens:
 
 
 class Basis(NamedTuple):
-    """An affine change of descriptors: ``rows`` (C', C) of (tokens - ``mean`` (C, 1))."""
+    """A linear projection of descriptors: ``rows`` (C', C) times (tokens - ``mean`` (C, 1))."""
 
     rows: torch.Tensor
     mean: torch.Tensor
@@ -115,7 +116,7 @@ class Basis(NamedTuple):
 
 
 def principal(template: Tokens, channels: int) -> Basis:
-    """The ``channels`` directions in which the template's tokens vary most; distances hardly change in them."""
+    """The first ``channels`` principal components of the template's tokens; they nearly preserve distances."""
     flat = template.flatten(1)
     mean = flat.mean(1, keepdim=True)
     if len(template) <= channels:
@@ -125,7 +126,7 @@ def principal(template: Tokens, channels: int) -> Basis:
 
 
 def coarse(tokens: Tokens, like: Tokens) -> tuple[Tokens, int]:
-    """``tokens`` pooled by the factor that leaves about 6,000 places of ``like``, and the factor."""
+    """``tokens`` pooled by the factor that leaves about 6,000 tokens of ``like``, and that factor."""
     factor = max(1, round((like[0].numel() / POOLED_VOXELS) ** (1 / 3)))
     return pooled(tokens, factor), factor
 
@@ -133,12 +134,12 @@ def coarse(tokens: Tokens, like: Tokens) -> tuple[Tokens, int]:
 def distances(
     moving: Tokens, fixed: Tokens, step_mm: float, matrices, shifts, every: int = 1, strain_cost=0.0
 ) -> torch.Tensor:
-    """Mean squared descriptor distance under each of N affine maps, what falls outside, and their strain: (N,).
+    """The cost of each of N affine maps: mean squared descriptor distance + costs of points outside and strain: (N,).
 
     Args:
         moving, fixed: (C, H, W, D) each, on grids of ``step_mm`` mm.
         matrices, shifts: (N, 3, 3) and (N, 3) mm, from positions in ``fixed`` to positions in ``moving``.
-        every: of so many places, look at one. strain_cost: of |A^T A - 1|^2, one number or (N,).
+        every: use every so-manieth point. strain_cost: weight of |A^T A - 1|^2, one number or (N,).
     """
     points = centred_points(fixed.shape[1:], step_mm).reshape(-1, 3)[::every]
     half = (torch.tensor(moving.shape[1:], dtype=torch.float32) - 1) / 2 * step_mm
@@ -158,30 +159,31 @@ def align(
     refined: Sequence[tuple[int, int, int]] = ((12, 40, 3), (4, 20, 1)),
     seed: int = 0,
 ) -> list[tuple[AffineMap, float]]:
-    """The affine maps from scan to template with small descriptor distance, and that distance; the smallest first.
+    """Find affine maps from scan to template with small descriptor distance; returns maps and distances, best first.
 
-    Every start is a turn (normal, 0.12 rad), a shift (normal, 6% of the template's extent) and a size (log-normal,
-    0.1), tried on descriptors pooled to about 6,000 places; the best few are refined by Adam, and the best of those.
-    Half of those are chosen and refined at a cost of strain, since a scan may shrink into a dull corner of the
-    template, half without. Maps that hardly differ are given once: most often one to three are left.
+    A start is a random rotation (normal, 0.12 rad), shift (normal, 6% of the template's extent) and scale (log-normal,
+    0.1). All starts are evaluated on descriptors pooled to about 6,000 tokens. The best ones are refined with Adam in
+    several stages. Half of them are selected and refined with a cost of strain, because a scan may otherwise shrink
+    into a uniform corner of the template; half without. Nearly equal maps are merged, which usually leaves one to
+    three.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
-        turn: (3, 3); another pose to start from, see `turn_between`: the stored axes may tell more than the world's.
-        starts, seed: how many are drawn, and the draw.
-        refined: (how many of the best are kept, Adam's steps for each, of so many places one is looked at), in turn.
+        turn: (3, 3); a second pose to start from, see `turn_between`: the stored axes may fit better than the world's.
+        starts, seed: the number of random starts, and their seed.
+        refined: (number of maps kept, Adam steps for each, use every so-manieth point) of each refinement stage.
     """
     moving, factor = coarse(template, template)
     fixed, step = pooled(scan, factor), step_mm * factor
     half = (torch.tensor(moving.shape[1:], dtype=torch.float32) - 1) / 2 * step
     draw = np.random.RandomState(seed)
     turns = [torch.eye(3)] + ([turn] if turn is not None and is_turned(turn) else [])
-    matrices, shifts = list(turns), [torch.zeros(3)] * len(turns)
+    started, moved = list(turns), [torch.zeros(3)] * len(turns)
     for index in range(starts):
-        shifts.append(torch.tensor(draw.randn(3), dtype=torch.float32) * 0.12 * half)
+        moved.append(torch.tensor(draw.randn(3), dtype=torch.float32) * 0.12 * half)
         matrix = rotation(draw.randn(3) * 0.12) * float(np.exp(draw.randn() * 0.1))
-        matrices.append(matrix @ turns[index % len(turns)])
-    matrices, shifts = torch.stack(matrices), torch.stack(shifts)
+        started.append(matrix @ turns[index % len(turns)])
+    matrices, shifts = torch.stack(started), torch.stack(moved)
     with torch.no_grad():
         pairs = zip(matrices.split(AT_ONCE), shifts.split(AT_ONCE))
         plain = torch.cat([distances(moving, fixed, step, *pair, every=TRIED) for pair in pairs])
@@ -206,19 +208,19 @@ def align(
     corners = centred_points((2, 2, 2), fixed.shape[1:] * np.array(step))
     for index in plain.argsort(stable=True):
         candidate = AffineMap(matrices[index].detach(), shifts[index].detach())
-        apart = [((candidate(corners) - other(corners)).abs() / (2 * half)).max() for other, _ in found]
-        if all(distance > ALIKE for distance in apart):
+        differences = [((candidate(corners) - other(corners)).abs() / (2 * half)).max() for other, _ in found]
+        if all(difference > ALIKE for difference in differences):
             found.append((candidate, float(plain[index])))
     return found
 
 
 def strain(matrices: torch.Tensor) -> torch.Tensor:
-    """|A^T A - 1|^2 of each: (N, 3, 3) -> (N,); 0 for a turn."""
+    """|A^T A - 1|^2 of each matrix: (N, 3, 3) -> (N,); 0 for a rotation."""
     return (matrices.transpose(1, 2) @ matrices - torch.eye(3)).square().sum((1, 2))
 
 
 def smoothed(field: torch.Tensor) -> torch.Tensor:
-    """Two passes of a 3-cubed mean, borders replicated: (1, 3, H, W, D) -> the same, close to a cubic B-spline."""
+    """Two passes of a 3 x 3 x 3 mean, borders replicated, close to a cubic B-spline: (1, 3, H, W, D) -> same shape."""
     return F.avg_pool3d(F.avg_pool3d(F.pad(field, (2,) * 6, mode="replicate"), 3, 1), 3, 1)
 
 
@@ -231,18 +233,19 @@ def deform(
     stiffness: float = 0.1,
     weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """A smooth displacement on top of ``to_template`` that lowers the descriptor distance further, and that distance.
+    """Find a smooth displacement field on top of ``to_template`` that reduces the descriptor distance.
 
-    Coarse to fine on pooled descriptors, a control point every second place; minimised by Adam:
-    mean w (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2, u counted in tokens.
+    Adam minimises, coarse to fine on pooled descriptors, with a control point at every second token:
+    mean w (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2, with u in tokens.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
-        iterations, stiffness: Adam's steps at each level, the coarsest first, 0 to leave it out; what a strain costs.
-        weight: (H', W', D') of the template's places, what a distance there counts; 1 everywhere if not given.
+        iterations: Adam steps at each level, coarsest first; 0 skips a level.
+        stiffness: weight of the squared gradient of the field.
+        weight: (H', W', D') on the template's tokens, the weight w of a distance there; 1 by default.
 
     Returns:
-        (H, W, D, 3) mm for every token of the scan, and the mean squared descriptor distance reached, unweighted.
+        (H, W, D, 3) mm for every token of the scan, and the final mean squared descriptor distance, unweighted.
     """
     fine = 2 if template[0].numel() > 20 * POOLED_VOXELS else 1
     field, value = torch.zeros(1, 3, 1, 1, 1), 0.0
@@ -254,7 +257,7 @@ def deform(
         control = F.interpolate(field, shape, mode="trilinear", align_corners=True).clone().requires_grad_()
         optimiser = torch.optim.Adam([control], lr=0.3)
 
-        def moved_by(control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def moved_by(control: torch.Tensor, points=points, fixed=fixed) -> tuple[torch.Tensor, torch.Tensor]:
             moved = F.interpolate(smoothed(control), fixed.shape[1:], mode="trilinear", align_corners=True)
             return moved, points + moved[0].permute(1, 2, 3, 0) * step_mm
 
@@ -285,10 +288,11 @@ def register(
     stiffness: float = 0.1,
     weight: torch.Tensor | None = None,
 ) -> tuple[AffineMap, torch.Tensor, float]:
-    """`align`, then `deform`: the affine map, the displacement on top (H, W, D, 3) mm, the distance left.
+    """`align`, then `deform`: the affine map, the displacement field (H, W, D, 3) mm, the remaining distance.
 
-    Where `align` finds several maps, displacements on top of each, there and back, at coarse levels, tell which is
-    right: a wrong one leaves more, or must bend more, most of all on the way back. For the arguments see there.
+    If `align` finds several maps, the one with the lowest cost of coarse displacement fields in both directions is
+    selected: a wrong map leaves a larger distance or needs a rougher field, above all in the reverse direction. For
+    the arguments see `align` and `deform`.
     """
     maps = [candidate for candidate, _ in align(template, scan, step_mm, turn, seed=seed)]
     if len(maps) > 1:

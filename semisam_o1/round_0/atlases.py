@@ -1,7 +1,7 @@
-"""Multi-atlas label fusion: labelled scans become atlases for those that look like them (pure functions).
+"""Multi-atlas label fusion: propagated labels of similar scans are fused on each scan (pure functions).
 
-Every scan has been aligned to the template once, so any two are aligned to each other through it; a displacement
-between the two does the rest. Errors of single propagations differ from atlas to atlas and are outvoted.
+Every scan is already aligned to the template, which aligns any two scans to each other. A displacement field refines
+this alignment. The errors of single propagations differ between atlases, so fusion reduces them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from semisam_o1.round_0.alignment import AffineMap, centred_points, deform, dist
 from semisam_o1.round_0.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
-SHARPNESS = 3.0  # of the weights: an atlas with twice the mean local distance counts exp(-3) of one with none
+SHARPNESS = 3.0  # of the weights; an atlas at the mean local distance has exp(-3) times the weight of one at distance 0
 
 
 class Atlas(NamedTuple):
-    """A labelled scan: ``tokens`` (C, H', W', D'), ``probabilities`` on them, and its place in the template."""
+    """A labelled scan: ``tokens`` (C, H', W', D'), ``probabilities`` on them, and its affine map to the template."""
 
     tokens: Tokens
     probabilities: Probabilities
@@ -33,8 +33,8 @@ def dissimilarity(
     """Descriptor distance of each of ``others`` to ``scan``, aligned through the template: (N,).
 
     Args:
-        scan, to_template: tokens (C, H, W, D), pooled to some thousand places, and the scan's place in the template.
-        others: the same of each.
+        scan, to_template: tokens (C, H, W, D), pooled to a few thousand, and the scan's affine map to the template.
+        others: the same for each other scan.
         step_mm: of the pooled tokens.
     """
     values = []
@@ -47,7 +47,7 @@ def dissimilarity(
 def carried_from(
     atlas: Atlas, scan: Tokens, to_template: AffineMap, step_mm: float, iterations: Sequence[int] = (20, 20, 10)
 ) -> tuple[Probabilities, torch.Tensor]:
-    """The atlas's label on the scan, (num_classes, H', W', D'), and how ill they match there, (H', W', D')."""
+    """The atlas's label on the scan, (num_classes, H', W', D'), and the squared descriptor distance, (H', W', D')."""
     through = to_template.then_back(atlas.to_template)
     weight = emphasis(atlas.probabilities)
     displacement, _ = deform(atlas.tokens, scan, step_mm, through, tuple(iterations), weight=weight)
@@ -59,10 +59,10 @@ def carried_from(
 def fuse(
     own: Probabilities, carried: Sequence[Probabilities], mismatches: Sequence[torch.Tensor]
 ) -> tuple[Probabilities, Probabilities]:
-    """The scan's own label and its atlases' as one, and the atlases' without it: (num_classes, H', W', D') each.
+    """Fuse the scan's own label with its atlases' labels, and the latter alone: (num_classes, H', W', D') each.
 
-    An atlas counts exp(-SHARPNESS x local mismatch / mean mismatch), mismatches meaned over a 5-cube; the scan's own
-    label counts as the best atlas of the place.
+    An atlas has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
+    tokens. The scan's own label has the weight of the best atlas at each token.
     """
     local = F.avg_pool3d(F.pad(torch.stack(list(mismatches))[:, None], (2,) * 6, mode="replicate"), 5, 1)[:, 0]
     weights = torch.exp(-SHARPNESS * local / local.mean().clamp(min=1e-12))

@@ -1,7 +1,7 @@
-"""Round 0 as Ignite engines over cases: the first pass, the label fusion, and the quality estimate.
+"""Round 0 as Ignite engines over cases: first pass, label fusion and quality estimate.
 
-They speak through files in the folder of round 0: ``labels/``, ``confidence/`` and ``copied/`` are for people, the
-arrays in ``work/`` for the next engine (see `passes`).
+They exchange data through files in the folder of round 0: ``labels/``, ``confidence/`` and ``copied/`` are for users,
+the arrays in ``work/`` for the next engine (see `passes`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label, write_share
+from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.data.transforms import label_chain
 from semisam_o1.features import Features, FeatureStore
@@ -34,37 +36,52 @@ from semisam_o1.types import Case, Probabilities, UserError
 from semisam_o1.uncertainty import entropy, predictive_entropy
 
 log = logging.getLogger("semisam_o1")
-CANDIDATES = 100  # scans that are compared with a scan in search of its atlases, the nearest by global descriptor
+CANDIDATES = 100  # nearest scans by global descriptor, from which the atlases of a scan are selected
 
 
 def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None, label=None) -> Reference:
-    """A labelled scan as propagation takes it: its tokens, and the share of each class in the space of each token.
+    """A labelled scan for propagation: its tokens, and the share of each class in each token.
 
-    ``label`` names another file than the case's own.
+    ``label``: another label file than the case's own.
     """
     shares = label_chain(features.step_mm, num_classes, hdf5_spacing)(case.item(label))[Keys.LABEL]
     shares = to_grid(shares, shares.affine, Grid(features.affine, tuple(features.tokens.shape[1:])))
     return Reference(features.tokens, shares.clamp(min=0) / shares.sum(0).clamp(min=1e-6))
 
 
+def published_reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None) -> Reference:
+    """As published: a token has the class of its first corner voxel, or background if that is outside the scan."""
+    label = read_volume(case.label, "label", hdf5_spacing).as_tensor()[0].long().clamp(max=num_classes - 1)
+    to_voxel = np.linalg.inv(features.scan.affine) @ features.affine  # token index -> voxel index of the token's centre
+    patch = np.linalg.norm(to_voxel[:3, :3], axis=0)
+    shape = tuple(features.tokens.shape[1:])
+    tokens = np.moveaxis(np.indices(shape), 0, -1)
+    corners = np.rint(tokens @ to_voxel[:3, :3].T + to_voxel[:3, 3] - (patch - 1) / 2).astype(int)
+    inside = ((corners >= 0) & (corners < label.shape)).all(-1)
+    corners = np.where(inside[..., None], corners, 0)
+    found = label[tuple(torch.as_tensor(corners).unbind(-1))] * torch.as_tensor(inside)
+    return Reference(features.tokens, F.one_hot(found, num_classes).movedim(-1, 0).float())
+
+
 class Template(NamedTuple):
-    """A template by ``name``: its ``features`` and what propagation takes of them."""
+    """A template: its ``name``, its ``features``, and its ``reference`` for propagation."""
 
     name: str
     features: Features
     reference: Reference
 
 
-def templates_of(store: FeatureStore, cohort: Cohort) -> list[Template]:
-    """The templates; a class that fills no token is said in the log."""
+def templates_of(store: FeatureStore, cohort: Cohort, published: bool = False) -> list[Template]:
+    """Load the templates; logs classes that fill no token."""
     found = []
     for case in cohort.templates:
         features = store.load(case.name)
-        made = reference(case, features, cohort.num_classes, cohort.hdf5_spacing)
+        make = published_reference if published else reference
+        made = make(case, features, cohort.num_classes, cohort.hdf5_spacing)
         lost = [cohort.classes[number] for number, share in enumerate(made.label) if 0 < float(share.max()) < 0.5]
         if lost:
             text = (
-                "template %s: %s fill no token of %.3g mm and will be lost: a smaller feature_spacing or feature_step"
+                "template %s: %s fill no token of %.3g mm and will be lost: use smaller feature_spacing or feature_step"
             )
             log.warning(text, case.name, ", ".join(lost), features.step_mm)
         found.append(Template(case.name, features, made))
@@ -74,10 +91,10 @@ def templates_of(store: FeatureStore, cohort: Cohort) -> list[Template]:
 def write_results(
     folder: RoundFolder, case: Case, probabilities: Probabilities, found: Features, published: bool = False
 ) -> float:
-    """Label and confidence of one case in the scan's own grid; gives the mean uncertainty there.
+    """Write label and confidence of one case on the scan's own grid; returns the mean uncertainty there.
 
-    Between tokens probabilities are linear, and beyond the outermost theirs; as ``published`` each voxel has those of
-    the token it lies in, and outside of all tokens is background.
+    Probabilities are interpolated linearly between tokens and constant beyond the outermost tokens. With
+    ``published``, each voxel has the probabilities of its token, and voxels outside of all tokens are background.
     """
     if published:
         probabilities = to_grid(probabilities, found.affine, found.scan, "nearest", "zeros")
@@ -89,17 +106,17 @@ def write_results(
     return float(predictive_entropy(probabilities.clamp(0, 1)[None]).mean())
 
 
-def case_engine(process: Callable[[Case], float | None], what: str, handlers: Sequence) -> Engine:
-    """An engine over cases. One that fails is named in ``engine.state.failed`` with its reason, the others go on.
+def case_engine(process: Callable[[Case], Any], what: str, handlers: Sequence) -> Engine:
+    """An engine over cases. A failed case goes to ``engine.state.failed`` with its reason; the engine continues.
 
-    What ``process`` gives of a case, if anything, is kept in ``engine.state.values``.
+    ``engine.state.values`` holds the results of ``process`` that are not None, by case.
     """
 
     def step(engine: Engine, case: Case) -> None:
         try:
             value = process(case)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            if disk_full(error):  # no fault of the scan
+            if disk_full(error):  # not the scan's fault
                 raise
             log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, error)
             engine.state.failed[case.name] = f"{what} failed: {error}"
@@ -126,20 +143,20 @@ def first_pass_engine(
     handlers: Sequence = (),
     published: bool = False,
 ) -> Engine:
-    """Writes, for each case, the templates' label carried there by ``propagate``, one of `propagation`'s functions.
+    """Propagate the templates' label to each case with ``propagate``, a function of the module `propagation`.
 
-    A scan that stands oblique to a template has features in its stored axes too (see `FeatureStore.frame`), as
-    descriptors know no rotation: that frame is taken in which it fits the template that suits it best or, where
-    nothing was aligned, whose label is the surer. Writes the labels, confidences (the winner's probability) and copied
-    labels of round 0 of the run ``output_dir``. A case that has its record in ``work/`` already is done.
-    ``published``: see `write_results`.
+    A scan that is oblique to a template also has features in its stored axes (see `FeatureStore.frame`), because
+    descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to the
+    best template is used, or, if nothing was aligned, the one with the lower entropy. Writes labels, confidences (the
+    highest probability) and copied labels of round 0 of the run ``output_dir``. Cases with a record in ``work/`` are
+    skipped. ``published``: see `write_results`.
     """
-    templates = templates_of(store, cohort)
+    templates = templates_of(store, cohort, published)
     references = [template.reference for template in templates]
     if not published and not any(reference.label.argmax(0).any() for reference in references):
         raise UserError(
             f"template {templates[0].name}: no class fills a token of {templates[0].features.step_mm:.3g} mm, and "
-            "nothing can be carried over: take a smaller feature_spacing or feature_step, or another encoder."
+            "nothing can be carried over: use a smaller feature_spacing or feature_step, or another encoder."
         )
     bases = [principal(reference.tokens, CHANNELS) for reference in references]
     folder, stored = RunFolder(output_dir).round(0), store.frame("stored")
@@ -188,10 +205,10 @@ def label_fusion_engine(
     iterations: Sequence[int] = (20, 20, 10),
     handlers: Sequence = (),
 ) -> Engine:
-    """Each label of the first pass joined with those of the ``atlases`` scans most like it; see `atlases`.
+    """Fuse each label of the first pass with those of the ``atlases`` most similar scans; see the module `atlases`.
 
-    Scans are compared, and laid on one another, through the template that suits the scan best. A scan stays as it is
-    where the first pass aligned nothing (`copy`, `prototype`).
+    Scans are compared and aligned to each other through the scan's best template. If the first pass aligned nothing
+    (`copy`, `prototype`), labels stay unchanged.
     """
     folder = RunFolder(output_dir).round(0)
     records, fused = folder.work("first"), folder.work("fused")
@@ -201,10 +218,10 @@ def label_fusion_engine(
 
     @functools.cache
     def aligned() -> tuple[list[str], np.ndarray]:
-        """The scans that can be atlases, and their global descriptors."""
+        """The names of possible atlases, and their global descriptors."""
         names = [case.name for case in cases if records.has(case.name, "alignments")]
         if not names:
-            log.info("label fusion: the first pass aligned nothing to the template, labels left alone")
+            log.info("label fusion: the first pass aligned nothing to the template, labels stay unchanged")
         return names, store.descriptors(names) if names else np.empty((0, 0))
 
     def tokens_of(name: str, template: str) -> tuple[Features, torch.Tensor]:
@@ -239,7 +256,7 @@ def label_fusion_engine(
             Fused(own, chosen, float(values.sort().values[:atlases].mean())).save(fused, case.name)
         return write_results(folder, case, own, found)
 
-    engine = case_engine(process, "the label fusion", handlers)
+    engine = case_engine(process, "label fusion", handlers)
 
     @engine.on(Events.STARTED)
     def look_again(engine: Engine) -> None:
@@ -255,10 +272,10 @@ def label_fusion_engine(
 
 
 class QualityEstimate:
-    """What a label is worth without truth: called with a case and a label file of it; see `quality`.
+    """Estimates the quality of a label without truth, called with a case and a label file; see the module `quality`.
 
-    A scan is judged by the template that suits it best. The way back from scan to template is found once and kept with
-    round 0 of the run ``output_dir``, so that labels of later rounds are judged in no time.
+    It uses the scan's best template. The reverse alignment, from template to scan, is computed once and stored with
+    round 0 of the run ``output_dir``, so estimates for later rounds are fast.
     """
 
     def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path):
@@ -272,18 +289,18 @@ class QualityEstimate:
         found = self.store.frame(first.frame).load(case.name)
         if not self.back.path(case.name).exists():
             self._go_back(case, found, first)
-        name, *way = self.back.load(case.name, ["template", "points", "residual"])
-        way, template = WayBack(way[0], float(way[1])), self.templates[name]
+        name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
+        way, template = WayBack(points, float(residual)), self.templates[name]
         shares = reference(case, found, self.cohort.num_classes, self.cohort.hdf5_spacing, label).label
         if self.fused.path(case.name).exists():
-            propagated, apart = self.fused.load(case.name, ["probabilities", "dissimilarity"])
+            propagated, distance = self.fused.load(case.name, ["probabilities", "dissimilarity"])
         else:
             propagated = FirstPass.load(self.records, case.name, "probabilities").probabilities
-            apart = way.residual if math.isnan(first.residual) else first.residual  # nothing was aligned
-        return estimate_quality(template.reference, shares, propagated, way, found.step_mm, float(apart))
+            distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
+        return estimate_quality(template.reference, shares, propagated, way, found.step_mm, float(distance))
 
     def _go_back(self, case: Case, found: Features, first: FirstPass) -> None:
-        """Keep the way back; from the template that it fits best where the first pass aligned nothing."""
+        """Store the reverse alignment; if the first pass aligned nothing, of the template with the least distance."""
         ways = {}
         for name in [first.template] if first.template else self.templates:
             template = self.templates[name]
@@ -299,13 +316,13 @@ class QualityEstimate:
 def quality_engine(
     store: FeatureStore, cohort: Cohort, output_dir: str | Path, round: int, handlers: Sequence = ()
 ) -> Engine:
-    """Judges the labels that ``round`` of a run ends with, without truth, and writes its quality.csv; see `QualityEstimate`."""
+    """Estimate the quality of the final labels of ``round`` of a run, and write its quality.csv."""
     estimate, folder = QualityEstimate(store, cohort, output_dir), RunFolder(output_dir).round(round)
 
     def process(case: Case) -> Quality:
         return estimate(case, folder.final(case.name))
 
-    engine = case_engine(process, "the quality estimate", handlers)
+    engine = case_engine(process, "quality estimate", handlers)
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:

@@ -1,8 +1,8 @@
-"""What each pass of round 0 leaves for the next: one record a case in ``round_0/work``."""
+"""The records that the steps of round 0 write for each other: one per case in ``round_0/work``."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,22 +14,22 @@ PROBABILITIES = "probabilities"
 
 
 class Alignment(NamedTuple):
-    """A scan's place in one template: the affine map, and the scan's descriptors pooled in that template's basis."""
+    """A scan's alignment to one template: the affine map, and the pooled descriptors in that template's basis."""
 
     to_template: AffineMap
     pooled: Tokens
 
 
 class FirstPass(NamedTuple):
-    """What the first pass found of a scan; a field that was not asked for, or not found, is None.
+    """The result of the first pass for a scan; fields that were not loaded or do not exist are None.
 
     Attributes:
         probabilities: (num_classes, H', W', D') on the scan's tokens.
-        frame: in which frame the scan's features were taken, see `FeatureStore.frame`.
-        template: the name of the template whose alignment left the least distance; "" where nothing was aligned.
-        residual: that distance; NaN where nothing was aligned.
-        uncertainty: of the label, the mean over the scan.
-        points: where each token lies in that template, (H', W', D', 3) centred mm.
+        frame: the frame of the scan's features, see `FeatureStore.frame`.
+        template: the name of the best template, with the smallest descriptor distance; "" if nothing was aligned.
+        residual: that distance; NaN if nothing was aligned.
+        uncertainty: mean uncertainty of the label over the scan.
+        points: the position of each token in that template, (H', W', D', 3) centred mm.
         alignments: template name -> `Alignment`.
     """
 
@@ -53,21 +53,24 @@ class FirstPass(NamedTuple):
 
     @classmethod
     def load(cls, folder: WorkFiles, name: str, *fields: str) -> FirstPass:
-        """The ``fields`` asked for, ``alignments`` excepted; reading the others takes time."""
-        found = {field: folder.load(name, [field])[0] for field in fields if folder.has(name, field)}
-        return cls(**{k: float(v) if k in ("residual", "uncertainty") else v for k, v in found.items()})
+        """Load ``fields`` only, to save time; ``alignments`` cannot be loaded here."""
+        found: dict[str, Any] = {field: folder.load(name, [field])[0] for field in fields if folder.has(name, field)}
+        numbers: dict[str, Any] = {
+            field: float(found[field]) for field in ("residual", "uncertainty") if field in found
+        }
+        return cls(**(found | numbers))
 
     @staticmethod
     def alignment(folder: WorkFiles, name: str, template: str) -> Alignment:
-        """The scan's place in ``template``."""
+        """The scan's alignment to ``template``."""
         keys = [f"alignments/{template}/{key}" for key in ("matrix", "shift", "pooled")]
         matrix, shift, pooled = folder.load(name, keys)
         return Alignment(AffineMap(matrix, shift), pooled)
 
 
 class Fused(NamedTuple):
-    """What the label fusion made of a scan: ``probabilities`` on its tokens, the ``atlases`` by name, and their mean
-    descriptor distance to the scan, ``dissimilarity``."""
+    """The result of label fusion for a scan: ``probabilities`` on its tokens, the names of its ``atlases``, and
+    ``dissimilarity``, their mean descriptor distance to the scan."""
 
     probabilities: Probabilities
     atlases: list[str]

@@ -61,7 +61,7 @@ def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[to
     """Up to ``k`` unit prototypes (k', C) a class: means of the tokens that lie mostly in it; None where none does."""
     vectors = reference.tokens.flatten(1).T
     owner = reference.label.argmax(0).flatten()
-    prototypes = []
+    prototypes: list[torch.Tensor | None] = []
     for number in range(len(reference.label)):
         members = vectors[owner == number]
         if not len(members):

@@ -24,9 +24,10 @@ SOUND_BACK, SOUND_AGREEMENT = 0.6, 0.7  # below these the label itself, and not 
 class Quality(NamedTuple):
     """What is known of a label without truth; each is a column of quality.csv.
 
-    predicted_dice: the sum of it. reverse_consistency: soft Dice with the template's label, carried back. agreement: soft
-    Dice with the probabilities that round 0 came to. dissimilarity: descriptor distance to the scans that the label
-    came from. back_residual: the distance left by the way back. folding: of the label, what the way back turns
+    predicted_dice: what the others come to. reverse_consistency: soft Dice of the label, carried back to the template,
+    with the template's. agreement: soft Dice with the probabilities of round 0. dissimilarity: descriptor distance to
+    the scans that the label came from. back_residual: the distance that the way back leaves. nonpositive_jacobian: the
+    share of the label that the way back turns
     inside out (its Jacobian is not positive). roughness: surface over volume, per token.
     """
 
@@ -87,8 +88,9 @@ def estimate_quality(
 ) -> Quality:
     """All that can be said of ``label`` (num_classes, H', W', D'), shares on the scan's tokens.
 
-    The error of a sound label is in proportion to doubt, the geometric mean of (1 - agreement), roughness, dissimilarity
-    and the residual of the way back: how thick the border's uncertainty is, times how much border there is.
+    The error of a sound label is in proportion to doubt, the geometric mean of (1 - agreement), roughness,
+    dissimilarity and the residual of the way back: how thick the border's uncertainty is, times how much border
+    there is.
 
     Args:
         template: with its label, on its own tokens. propagated: the probabilities that round 0 came to.

@@ -124,7 +124,7 @@ def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spa
         try:
             with torch.no_grad():
                 tokens = inferer(chain({"case": case.name, "image": str(case.image)})["image"][None], encoder)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - as above
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
             continue
         tokens = tokens.as_tensor()[0]

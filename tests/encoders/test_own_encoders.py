@@ -59,7 +59,7 @@ def test_every_token_of_the_coarsest_choice_of_slices_has_one():
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", DOCS, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", DOCS, re.DOTALL)
 
 
 def tokens_of(encoder, shape=(40, 33, 36)):

@@ -19,7 +19,7 @@ MACHINE = {"threads", "restart_from", "checkpoint_seconds", "cache_num", "bundle
 def job_config(phantom_dir, *overlays: str) -> JobConfig:
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), *(str(CONFIGS / overlay) for overlay in overlays)])
-    parser.update({"dataset_dir": str(phantom_dir), "output_dir": "nowhere", "device": "cpu"})
+    parser.update({"dataset_dir": str(phantom_dir), "output_dir": str(phantom_dir.parent / "nowhere"), "device": "cpu"})
     return JobConfig(parser.get())
 
 
@@ -65,7 +65,8 @@ def test_the_first_stage_that_a_setting_makes_stale(phantom_dir, id, stage):
 
 def test_every_id_reaches_a_stage_or_is_declared_free(phantom_dir):
     """Some are for an overlay alone: the widths of the published network, the volume refinement, validation."""
-    overlays = [(), ("methods/dtc.json",), ("refinements/volume.json",), ("presets/paper.json",)]
+    names = ("methods/dtc.json", "methods/ua_mt.json", "refinements/volume.json", "presets/paper.json")
+    overlays = [(), *((name,) for name in names)]
     configs = [job_config(phantom_dir, *overlay) for overlay in overlays]
     for id in flatten(json.loads((CONFIGS / "train.json").read_text())):
         known = id.split("#")[0] in (*ACTIONS, *FREE, *FINISH_IDS)

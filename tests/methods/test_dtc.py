@@ -54,10 +54,11 @@ def test_the_published_loss_in_numpy():
     loss.iteration, loss.iterations = 300, 1000
     found = float(loss((sdf, logits), target))
     s, z, y = sdf.numpy(), logits.numpy(), target["label"].numpy()[:, 0].astype(int)
-    mask = np.repeat((y == 1)[:, None], 2, 1)
+    mask = (y == 1)[:, None]  # one for both channels: its square counts once
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     cross = -np.take_along_axis(log_p, y[:, None], 1)
-    parts = [0.01 * cross[half].mean() + dice(sigmoid(z[half]), mask[half]) for half in (slice(0, 1), slice(1, 3))]
+    halves = (slice(0, 1), slice(1, 3))
+    parts = [(0.01 * cross[half].mean() + dice(sigmoid(z[half]), mask[half])) / 2 for half in halves]
     gap = ((sigmoid(-1500 * s) - sigmoid(z)) ** 2).mean()
     weight = 0.1 * np.exp(-5 * (1 - 2 / 200) ** 2)
     expected = parts[0] + 1.0 * parts[1] + weight * gap + dice(sigmoid(-1500 * s[:1]), mask[:1])

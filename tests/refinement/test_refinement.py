@@ -50,7 +50,13 @@ def test_fewer_certain_than_k_leave_the_label():
     certain = np.array([True, False, True])
     index, weights = volume_votes(np.eye(3), certain, np.eye(3)[1], 3)
     assert index.shape == weights.shape == (0,) and index.dtype.kind == "i"
-    assert volume_votes(np.eye(3), certain, np.eye(3)[1], 2)[0].tolist() == [0, 2]  # equals keep their order
+    alike = np.ones(3) / np.sqrt(3)
+    assert volume_votes(np.eye(3), certain, alike, 2)[0].tolist() == [0, 2]  # equals keep their order
+
+
+def test_neighbours_that_are_opposed_leave_the_label():
+    index, weights = volume_votes(-np.eye(3), np.array([True, False, True]), np.ones(3) / np.sqrt(3), 2)
+    assert index.shape == weights.shape == (0,)
 
 
 def test_vote_labels_by_hand():

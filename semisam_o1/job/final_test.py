@@ -1,0 +1,188 @@
+"""The published evaluation: score a checkpoint, or the rounds of a run, on a list of labelled cases, in voxels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from semisam_o1.data import image_chain, read_grid, read_volume, to_grid
+from semisam_o1.data.datasets import listed_cases
+from semisam_o1.data.export import write_label
+from semisam_o1.data.formats import format_of
+from semisam_o1.files import atomic_write
+from semisam_o1.networks import LogitsAlone, ProbabilityWindows, UNet3D, UNet3DSDF
+from semisam_o1.report.metrics import MEASURES, score
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.tables import COUNT, TEXT, write_rows
+from semisam_o1.types import Case, DatasetError, UserError
+from semisam_o1.weights import load_weights, read_weights
+
+log = logging.getLogger("semisam_o1")
+WINDOW = (128, 128, 128)  # the stride is half of it
+PAPER = MEASURES["paper"]
+COLUMNS = {"model": TEXT, "case": TEXT, "class": COUNT, **{measure.name: ".6f" for measure in PAPER}}
+Predictor = Callable[[Case], np.ndarray]  # returns a label (H, W, D) on the scan's stored grid
+
+
+def published_network(weights: str | Path, method: str) -> tuple[nn.Module, int]:
+    """The network of a checkpoint of the published code, and its number of classes.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: it contains no such network.
+    """
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"There is no checkpoint {weights}.")
+    head = read_weights(Path(weights)).get("final.weight")
+    if head is None:
+        raise UserError(f"{weights} has no 'final.weight': expected a 3D U-Net of the published code.")
+    network = (UNet3DSDF if method == "dtc" else UNet3D)(1, len(head))
+    loaded = load_weights(network, weights, what=f"the network of '{method}' ({len(head)} classes)")
+    return (LogitsAlone(loaded) if method == "dtc" else loaded), len(head)
+
+
+def published_predictor(network: nn.Module, device: str) -> Predictor:
+    """Predictor of the published test: stored grid and intensities, windows of 128, stride 64, all components kept."""
+    chain, inferer = image_chain(None, intensities=None), ProbabilityWindows(WINDOW, 0.5)
+    return _predictor(network, chain, inferer, device)
+
+
+def _predictor(network: nn.Module, chain: Callable, inferer: Callable, device: str, hdf5=("image", None)) -> Predictor:
+    network = network.to(device).eval()
+
+    def predict(case: Case) -> np.ndarray:
+        image = chain({"case": case.name, "image": str(case.image)})["image"]
+        with torch.no_grad():
+            logits = inferer(image.as_tensor()[None].to(device), network)
+        shares = to_grid(logits[0].float().softmax(0).cpu(), np.asarray(image.affine), read_grid(case.image, *hdf5))
+        return shares.argmax(0).numpy()
+
+    return predict
+
+
+def run_predictors(run: str | Path, device: str) -> Iterator[tuple[str, Predictor, int]]:
+    """Name, predictor and number of classes of each trained round of a run, with the prediction config of its bundle.
+
+    Raises:
+        DatasetError: the run has no trained round.
+    """
+    folder = RunFolder(run)
+    record, config = folder.read_record(), folder.bundle / "configs" / "inference.json"
+    if not record.get("rounds") or not config.is_file():
+        raise DatasetError(f"{run}: no trained round there; expected the folder of a finished run.")
+    for number in range(1, record["rounds"] + 1):
+        parser = ConfigParser(ConfigParser.load_config_file(str(config)) | {"device": device})
+        network, chain, inferer = (parser.get_parsed_content(id) for id in ("network", "preprocessing", "inferer"))
+        network.load_state_dict(torch.load(folder.round(number).model, map_location=device, weights_only=True))
+        hdf5 = (parser.get_parsed_content("image_key"), parser.get_parsed_content("spacing"))
+        classes = parser.get_parsed_content("out_channels")
+        yield f"round {number}", _predictor(network, chain, inferer, device, hdf5), classes
+
+
+def score_cases(
+    predict: Predictor, cases: Sequence[Case], num_classes: int, model: str, save: Path | None
+) -> list[dict]:
+    """Rows with COLUMNS, one for each case and foreground class. ``save``: folder for image, truth and prediction."""
+    rows = []
+    for number, case in enumerate(cases, start=1):
+        label = predict(case)
+        truth = read_volume(case.label, "label")[0].numpy().astype(int)
+        if label.shape != truth.shape:
+            raise DatasetError(
+                f"case {case.name}: truth of shape {truth.shape}, expected that of the image, {label.shape}."
+            )
+        found = score(label, truth, (1, 1, 1), num_classes, "paper")[:-1]
+        rows += [{"model": model, "case": case.name, **row} for row in found]
+        log.info(
+            "%s, %d of %d: %s, Dice %.4f", model, number, len(cases), case.name, np.mean([r["dice"] for r in found])
+        )
+        if save is not None:
+            save_prediction(save, case, label, truth)
+    return rows
+
+
+def save_prediction(folder: Path, case: Case, label: np.ndarray, truth: np.ndarray) -> None:
+    """Write ``{case}_img``, ``_lab`` and ``_pred`` as NIfTI: in the scan's own geometry or, for HDF5, as published.
+
+    As published: spacing 1, origin 0; the last axis of the array is the first axis of the file.
+    """
+    arrays = {"lab": truth, "pred": label}
+    if format_of(case.image).has_geometry:
+        for kind, array in arrays.items():
+            write_label(folder / f"{case.name}_{kind}.nii.gz", array, case.image, read_grid(case.image))
+        image = sitk.ReadImage(str(case.image))
+        _write(image, folder / f"{case.name}_img.nii.gz")
+        return
+    image = read_volume(case.image)[0].numpy()
+    for kind, array in {"img": image, **{kind: array.astype(np.uint8) for kind, array in arrays.items()}}.items():
+        _write(sitk.GetImageFromArray(array), folder / f"{case.name}_{kind}.nii.gz")
+
+
+def _write(image: sitk.Image, path: Path) -> None:
+    with atomic_write(path) as aside:
+        sitk.WriteImage(image, str(aside))
+
+
+def summary(rows: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation of the four measures over all rows: (4,) each."""
+    values = np.array([[row[measure.name] for measure in PAPER] for row in rows])
+    return values.mean(0), values.std(0)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """One line for each case and class, then mean ± standard deviation over all lines; distances in voxels."""
+    names = [measure.title for measure in PAPER]
+    lines = [f"{'case':28}{'class':>6}" + "".join(f"{name:>12}" for name in names)]
+    digits = [4 if measure.better == "higher" else 2 for measure in PAPER]
+    for row in rows:
+        cells = "".join(f"{row[measure.name]:12.{n}f}" for measure, n in zip(PAPER, digits))
+        lines.append(f"{row['case']:28}{row['class']:6}{cells}")
+    means, deviations = summary(rows)
+    ends = [f"{mean:.{n}f} ± {deviation:.{n}f}" for mean, deviation, n in zip(means, deviations, digits)]
+    return "\n".join(
+        [
+            *lines,
+            "mean ± standard deviation over all rows, distances in voxels:",
+            *(f"  {name:10}{end}" for name, end in zip(names, ends)),
+        ]
+    )
+
+
+def final_test(
+    dataset_dir: str | Path,
+    weights: Path | None,
+    run: Path | None,
+    method: str = "mt",
+    test_list: str = "test.txt",
+    save: Path | None = None,
+    device: str = "cpu",
+) -> str:
+    """Run the published test on a checkpoint (``weights``), or on each round of a ``run``, and return a table.
+
+    ``save``: folder for image, truth and prediction of each case, and for ``test.csv``, one row per case and class.
+
+    Raises:
+        DatasetError, UserError, FileNotFoundError: the list, data, checkpoint or run cannot be used.
+    """
+    cases = listed_cases(dataset_dir, test_list)
+    if weights is not None:
+        network, classes = published_network(weights, method)
+        models = iter([(Path(weights).name, published_predictor(network, device), classes)])
+    else:
+        models = run_predictors(run, device)
+    texts, rows = [], []
+    for name, predict, classes in models:
+        folder = None if save is None else (save if weights is not None else save / name.replace(" ", "_"))
+        found = score_cases(predict, cases, classes, name, folder)
+        rows += found
+        texts.append(f"{name}, {len(cases)} cases of {test_list}\n{table(found)}")
+    if save is not None:
+        write_rows(save / "test.csv", COLUMNS, rows)
+    return "\n\n".join(texts)
