@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME ...``: figures that tests must not hold, each with its rivals in the same run."""
+"""``python -m benchmarks NAME ...``: measurements that do not belong in tests, with competitors in the same run."""
 
 import argparse
 
@@ -19,7 +19,7 @@ def main() -> None:
     if hasattr(options, "run"):
         options.run(options)
         return
-    for name in BENCHMARKS:  # `make bench` with nothing said: all of them, on made-up data
+    for name in BENCHMARKS:  # `make bench` without a name: all benchmarks, on synthetic data
         defaults = parser.parse_args([name])
         defaults.run(defaults)
 

@@ -1,9 +1,9 @@
-"""SAM-Med3D's encoder: the published formula written out, ours, and each precision; seconds, memory and error.
+"""Time, memory and error of SAM-Med3D's encoder: the published formula, this package, and each precision.
 
     python -m benchmarks encoder [--batch 4] [--repeats 3] [--device cuda] [--compiled] [--weights FILE]
 
-Each row is a process of its own, so that its peak is its own. Without --weights they are random, which costs as much.
-Errors are against the published formula, on features of unit variance.
+Each row runs in its own process, so its peak memory is its own. Without --weights, weights are random; the cost is the
+same. Errors are relative to the published formula, on features of unit variance.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SEED = 0
 
 
 def options(parser) -> None:
-    parser.add_argument("--batch", type=int, default=4, help="volumes at once in the row of a batch")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the median is shown")
+    parser.add_argument("--batch", type=int, default=4, help="volumes per batch in the batch row")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions; the median is shown")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile too")
+    parser.add_argument("--compiled", action="store_true", help="also measure torch.compile")
     parser.add_argument("--weights", default="", metavar="FILE")
-    parser.add_argument("--row", help="one row alone, for this module's own use")
+    parser.add_argument("--row", help="run one row only (internal)")
 
 
 def published_attention(attn: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Every token of the padded window on every other, by matrix products and a softmax: (B, g, g, g, width)."""
+    """Attention between all tokens of the padded window, by matrix products and a softmax: (B, g, g, g, width)."""
     batch, side, window, heads = x.shape[0], x.shape[1], attn.window, attn.heads
     x = F.pad(x, (0, 0) + (0, window - side) * 3)
     query, key, value = attn.qkv(x).reshape(batch, window**3, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -68,7 +68,7 @@ def network(weights: str) -> SAMMed3DEncoder:
 
 
 def one_row(options) -> None:
-    """Seconds a volume, peak MiB and features of one way, as JSON; the features beside it."""
+    """Print seconds per volume and peak MiB of one variant as JSON, and save its features."""
     row = json.loads(options.row)
     made = network(options.weights)
     if row["way"] == "published":

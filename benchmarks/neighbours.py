@@ -1,8 +1,8 @@
-"""What does the search in cells (IVF) miss, and what does it save, beside the exact search?
+"""Recall and time of the approximate search (IVF), compared with the exact search.
 
     python -m benchmarks neighbours [FEATURES] [--places 1200000]
 
-FEATURES: the folder ``features`` of a run, whose tokens are searched; made-up ones where unsaid.
+FEATURES: the folder ``features`` of a run, whose tokens are searched; by default synthetic vectors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from semisam_o1.neighbours import nearest
 
 QUERIES, K = 1000, 15
-CELLS, PROBED = 1024, (1, 4, 8, 16, 32)  # refining.VoxelVotes takes 1024 and 32
+CELLS, PROBED = 1024, (1, 4, 8, 16, 32)  # VoxelVotes uses 1024 and 32
 
 
 def options(parser) -> None:
@@ -27,7 +27,7 @@ def options(parser) -> None:
 
 
 def stored(folder: Path, places: int) -> np.ndarray:
-    """Up to ``places`` tokens (n, C) of the scans in a feature store, as many of each."""
+    """Up to ``places`` tokens (n, C) from a feature store, the same number from each scan."""
     files = sorted(folder.glob("*.h5"))
     draw, found = np.random.default_rng(0), []
     for path in files:
@@ -38,7 +38,7 @@ def stored(folder: Path, places: int) -> np.ndarray:
 
 
 def made_up(places: int) -> np.ndarray:
-    """Vectors (n, 32) on a curved sheet of six dimensions, noise on it, as tokens of like scans lie."""
+    """Vectors (n, 32) on a curved six-dimensional surface with noise, similar to tokens of similar scans."""
     draw = np.random.default_rng(0)
     sheet = np.sin(draw.standard_normal((places, 6)) @ draw.standard_normal((6, 32)))
     return (sheet + 0.05 * draw.standard_normal(sheet.shape)).astype(np.float32)
@@ -64,7 +64,7 @@ def linked(places: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def line(name: str, search: Callable[[], np.ndarray], exact: np.ndarray | None = None) -> np.ndarray:
-    """Prints a row of the table; gives what was found, (queries, K)."""
+    """Print a row of the table; returns the indices found, (queries, K)."""
     began = time.perf_counter()
     found = search()
     took = time.perf_counter() - began

@@ -1,8 +1,8 @@
-"""What does a template cost whose field of view, orientation or intensities differ from the pool's?
+"""Loss of Dice with a template whose field of view, orientation or intensities differ from the pool's.
 
     python -m benchmarks perturbed [DIR] [--split test] [--cases N]
 
-Without DIR: a made-up cohort. The template is changed and written as NIfTI, all else stays; both passes.
+Without DIR: synthetic data. Only the template is changed, and written as NIfTI. First pass and label fusion.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 0
 
 
 def stored_as(axcodes: str) -> Callable[[Pair], Pair]:
-    """The same scan with other axes, and a header that says so."""
+    """The same scan stored with other axes and a matching header."""
 
     def change(pair: Pair) -> Pair:
         turn = [ornt_transform(nibabel.io_orientation(p.affine), axcodes2ornt(axcodes)) for p in pair]
@@ -40,7 +40,7 @@ def stored_as(axcodes: str) -> Callable[[Pair], Pair]:
 
 
 def cropped(share: float, first: float) -> Callable[[Pair], Pair]:
-    """Each axis shorter by ``share``, of which ``first`` goes at its beginning."""
+    """Crop each axis by ``share``, the part ``first`` of it at the start."""
 
     def change(pair: Pair) -> Pair:
         cut = [(round(n * share * first), round(n * share)) for n in pair[0].shape]
@@ -82,7 +82,7 @@ CHANGES: dict[str, Callable[[Pair], Pair]] = {
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
     parser.add_argument("--split", default="pool", choices=("pool", "val", "test"))
-    parser.add_argument("--cases", type=int, default=12, help="at most so many, drawn by a fixed seed")
+    parser.add_argument("--cases", type=int, default=12, help="largest number of cases, drawn with a fixed seed")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
 
 

@@ -1,8 +1,8 @@
-"""Round 0 without training, against registration: Dice, seconds a scan and memory; one run, one table.
+"""Dice, seconds per scan and memory of round 0, compared with registration, in one table.
 
     python -m benchmarks propagation [DIR] [--split test] [--cases N] [--template CASE] [--rivals [NAME]] [--ablation]
 
-Without DIR: a made-up cohort. The cases are a seeded draw. Features are counted in a line of their own.
+Without DIR: synthetic data. The cases are drawn with a seed. Features have their own line.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, t
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 
-DRAW = 4  # seed of the cases that are drawn,
-SEED = 1337  # and of the propagation, the default of a run
+DRAW = 4  # seed for drawing cases
+SEED = 1337  # seed of the propagation, the default of a run
 FIRST_PASSES = {
     "no emphasis on the label": partial(propagation.nearest, emphasised=False),
     "no vote at borders": partial(propagation.nearest, neighbours=0),
@@ -49,17 +49,17 @@ FUSIONS = {"1 atlas": dict(atlases=1), "3 atlases": dict(atlases=3), "8 atlases"
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
     parser.add_argument("--split", default="pool", choices=("pool", "val", "test"))
-    parser.add_argument("--cases", type=int, default=12, help="at most so many, drawn by a fixed seed")
+    parser.add_argument("--cases", type=int, default=12, help="largest number of cases, drawn with a fixed seed")
     parser.add_argument("--template", nargs="+", default=[], metavar="CASE")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
     parser.add_argument(
         "--rivals",
         nargs="*",
         choices=tuple(RIVALS),
-        help="which registration; unsaid all, bare none",
+        help="registration methods to compare (all); without names: none",
     )
-    parser.add_argument("--ablation", action="store_true", help="each part of the default left out in turn")
-    parser.add_argument("--details", action="store_true", help="each case's Dice too")
+    parser.add_argument("--ablation", action="store_true", help="also leave out each part of the default in turn")
+    parser.add_argument("--details", action="store_true", help="also print the Dice of each case")
 
 
 def run(options) -> None:
@@ -85,14 +85,14 @@ def run(options) -> None:
 
 
 def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
-    """At most ``count`` of them, by a seed, in their order."""
+    """At most ``count`` of the cases, drawn with a seed, in their order."""
     return [cases[i] for i in sorted(np.random.RandomState(seed).permutation(len(cases))[:count])]
 
 
 def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: bool = True) -> np.ndarray:
-    """True Dice of each case's label by the default propagation from the cohort's templates."""
+    """True Dice of each case's label from the default propagation of the cohort's templates."""
     count = len(cases)
-    with tempfile.TemporaryDirectory() as name:  # of its own: an engine keeps what it finds done
+    with tempfile.TemporaryDirectory() as name:  # a new folder, because an engine keeps existing results
         folder = Path(name)
         first_pass_engine(store, cohort, partial(propagation.nearest, seed=SEED), folder).run(cases, epoch_length=count)
         if label_fusion:
@@ -103,7 +103,7 @@ def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: 
 
 
 def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterator[tuple[str, Callable, float, float]]:
-    """Name, a function from case to label (H, W, D), seconds a case, peak MiB."""
+    """Name, a function from case to label (H, W, D), seconds per case, peak MiB."""
     count = len(cases)
 
     def first_pass(name: str, propagate: Callable):
@@ -111,9 +111,9 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
         return timed(lambda: engine.run(cases, epoch_length=count), folder / name, count)
 
     label, *figures = first_pass("ours", partial(propagation.nearest, seed=SEED))
-    kept = {case.name: label(case) for case in cases}  # before the label fusion writes its own
+    kept = {case.name: label(case) for case in cases}  # before label fusion overwrites them
     yield "first pass alone", lambda case: kept[case.name], *figures
-    for name, settings in ({"default, label fusion too": {}} | (FUSIONS if options.ablation else {})).items():
+    for name, settings in ({"default, with label fusion": {}} | (FUSIONS if options.ablation else {})).items():
         engine = label_fusion_engine(store, cohort, cases, folder / "ours", **settings)
         yield name, *timed(lambda engine=engine: engine.run(cases, epoch_length=count), folder / "ours", count)
     names = FIRST_PASSES if options.ablation else ("prototype", "copy")
@@ -128,7 +128,7 @@ def competitors(options, store, cohort, cases, spacing, folder: Path) -> Iterato
 
 
 def timed(work: Callable, folder: Path, count: int) -> tuple[Callable, float, float]:
-    """What engines wrote as round 0 of the run ``folder``, seconds a case and peak MiB."""
+    """A function from case to its label in round 0 of the run ``folder``, seconds per case and peak MiB."""
     rows: list[tuple] = []
     with Stopwatch("work", lambda *row: rows.append(row)):
         work()

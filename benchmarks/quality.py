@@ -1,10 +1,10 @@
-"""Does predicted_dice know good labels from bad? Rank correlation with true Dice, and labels spoiled on purpose.
+"""Accuracy of predicted_dice: rank correlation with true Dice, and detection of labels corrupted on purpose.
 
     python -m benchmarks quality RUN DIR
 
-RUN: a folder of `semisam-o1 propagate DIR` or `run DIR`; its round 0 is judged. Every scan's label is spoiled in
-four ways: shifted, cut, exchanged for another scan's, and carried over from a wrong start (there the spoiled label
-takes the place of what round 0 came to, as it would if round 0 had failed). Bad is a true Dice under 0.6.
+RUN: a folder of `semisam-o1 propagate DIR` or `run DIR`; its round 0 is evaluated. Every scan's label is corrupted in
+four ways: shifted, cut, replaced by another scan's label, and propagated with a wrong alignment (there it also replaces
+the probabilities of round 0, as if round 0 had failed). A label is bad if its true Dice is below 0.6.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def options(parser) -> None:
 
 def run(options) -> None:
     if options.run_dir is None:
-        print("quality: needs RUN and DIR, left out")
+        print("quality: skipped, because it needs RUN and DIR")
         return
     folder = Path(options.run_dir)
     record = json.loads((folder / "run.json").read_text())
@@ -52,7 +52,7 @@ def run(options) -> None:
     name, _, template = templates_of(store, cohort)[0]
     first, fused, back = (RunFolder(folder).round(0).work(kind) for kind in ("first", "fused", "back"))
     draw = np.random.RandomState(0)
-    rows = []  # kind, true Dice, predicted Dice, carried back, agreement
+    rows = []  # kind, true Dice, predicted Dice, reverse consistency, agreement
     labels = {case.name: fused.load(case.name, ["probabilities"])[0] for case in cases}
     for case in cases:
         found = store.load(case.name)
@@ -72,7 +72,7 @@ def run(options) -> None:
 
 
 def spoil(label, labels: dict, name: str, template, place, step_mm: float, draw) -> dict[str, torch.Tensor]:
-    """Four wrong labels (num_classes, H, W, D) on the scan's tokens."""
+    """Four corrupted labels (num_classes, H, W, D) on the scan's tokens."""
     shape, radius = label.shape[1:], label_radius(label)
     direction = draw.randn(3)
     offset = np.rint(direction / np.linalg.norm(direction) * radius * draw.uniform(0.6, 1.5)).astype(int)
@@ -102,7 +102,7 @@ def report(rows: list[tuple]) -> None:
     good = np.array([kind == "good" for kind in kinds])
     rho = spearmanr(dice[good], predicted[good])[0]
     print(f"{good.sum()} labels: true Dice {dice[good].mean():.3f}, predicted {predicted[good].mean():.3f}, ", end="")
-    print(f"mean error {np.abs(dice - predicted)[good].mean():.3f}; Spearman {rho:.2f}, with the spoiled ", end="")
+    print(f"mean error {np.abs(dice - predicted)[good].mean():.3f}; Spearman {rho:.2f}, with the corrupted ", end="")
     print(f"{spearmanr(dice, predicted)[0]:.2f}")
     threshold = np.quantile(predicted[dice >= BAD], FALSE_ALARMS)
     print(f"one false alarm in ten among all labels of at least {BAD}: predicted_dice below {threshold:.3f}")

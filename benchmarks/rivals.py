@@ -1,7 +1,7 @@
-"""What a user has without this package: registration by ANTs, and by ANTs' affine with convexAdam on top.
+"""Competing methods: registration with ANTs SyN, and with the affine registration of ANTs followed by convexAdam.
 
-Needs ``pip install .[bench]``. Both get what our propagation gets: scans in the working space, the template's
-fractional label. ANTs draws its samples by ``seed``; on several threads it is not repeatable all the same.
+Needs ``pip install .[bench]``. Both have the same input as the propagation: scans in the working space and the
+template's fractional label. ``seed`` sets the samples of ANTs; with several threads ANTs is still not reproducible.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def ants_syn(template: np.ndarray, label: torch.Tensor, scan: np.ndarray, step_m
 
 def ants_convex_adam(template, label, scan, step_mm: float, seed: int) -> torch.Tensor:
     """ANTs' affine, then convexAdam with its defaults on MIND-SSC."""
-    with warnings.catch_warnings():  # it silences every warning of the process when it is imported
+    with warnings.catch_warnings():  # its import silences all warnings of the process
         from convexAdam.convex_adam_MIND import convex_adam_pt
 
     carried, warped = _carry(template, label, scan, step_mm, seed, "Affine")
-    with warnings.catch_warnings():  # of what it leaves to grid_sample's defaults
+    with warnings.catch_warnings():  # about defaults of grid_sample
         warnings.simplefilter("ignore")
         field = convex_adam_pt(torch.from_numpy(scan), torch.from_numpy(warped), dtype=torch.float32, verbose=False)
     field = torch.from_numpy(np.ascontiguousarray(field)).float()
@@ -39,7 +39,7 @@ def _carry(template, label, scan, step_mm: float, seed: int, kind: str) -> tuple
     """Label (C, H, W, D) and template on the scan's grid."""
     import ants
 
-    # From zero up: ANTs starts from centres of mass.
+    # Intensities from zero, because ANTs starts from centres of mass.
     shifted = (np.ascontiguousarray(x - x.min()) for x in (scan, template))
     fixed, moving = (ants.from_numpy(x, spacing=(step_mm,) * 3) for x in shifted)
     found = ants.registration(fixed, moving, type_of_transform=kind, random_seed=seed + 1)

@@ -1,9 +1,9 @@
-"""What does each method, each refinement and each source of labels bring in a round?
+"""Dice of each method, refinement and source of labels after training rounds.
 
     python -m benchmarks rounds [DIR] [--output FOLDER] [--rounds 1] [--set ID=VALUE ...]
 
-Without DIR: a made-up cohort. All rows begin from one round 0. A row is a run folder in FOLDER; those that are there
-already are not made again.
+Without DIR: synthetic data. All rows start from the same round 0. Each row is a run folder in FOLDER; existing ones are
+reused.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ REFINEMENTS = {
 
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
-    parser.add_argument("--output", type=Path, help="keeps the rows, so that the table can be taken up again")
+    parser.add_argument("--output", type=Path, help="folder for the rows, to resume the table later")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all where unsaid")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all by default")
     parser.add_argument("--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings")
 
 
-def trained(data: Path, folder: Path, rounds: int, said: Iterable[str]) -> Path:
-    """A run in ``folder``, if there is none whole; ``said``: options of the command, then settings."""
+def trained(data: Path, folder: Path, rounds: int, given: Iterable[str]) -> Path:
+    """Run in ``folder``, unless it has a finished run; ``given``: options of the command and settings."""
     if not (folder / "report.html").exists():
-        at = [word for word in said if "=" not in word]
-        settings = ["--set", *settings] if (settings := [word for word in said if "=" in word]) else []
+        at = [word for word in given if "=" not in word]
+        settings = ["--set", *settings] if (settings := [word for word in given if "=" in word]) else []
         command = [sys.executable, "-m", "semisam_o1.cli", "run", str(data), "--output", str(folder)]
         done = subprocess.run([*command, "--rounds", str(rounds), *at, *settings], capture_output=True, text=True)
         if done.returncode:
@@ -82,7 +82,7 @@ def training_seconds(folder: Path) -> float:
 
 
 def refined(folder: Path, kind: str, guard: bool) -> list[dict]:
-    """The rows of metrics.csv of round 1's labels after another refinement of its predictions."""
+    """The rows of metrics.csv for round 1, after another refinement of its predictions."""
     config = json.loads((folder / "run.json").read_text())["config"]
     overlay = json.loads((CONFIGS / "refinements" / f"{kind}.json").read_text())
     config["refinement"]["propose"] = overlay["refinement#propose"]

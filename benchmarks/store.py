@@ -1,4 +1,4 @@
-"""Does the feature store stay fast with many cases? Made-up entries; seconds and bytes at each size.
+"""Speed and size of the feature store with many cases, from synthetic entries.
 
 python -m benchmarks store [--cases 10000]
 """
@@ -18,7 +18,7 @@ from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.types import Case
 
-LOOKED_UP = 100  # cases, of which the mean is shown
+LOOKED_UP = 100  # cases; the mean is shown
 
 
 def options(parser) -> None:

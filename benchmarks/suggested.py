@@ -1,9 +1,8 @@
-"""Is the suggested template better than one drawn at random?
+"""Dice with the suggested template, compared with templates drawn at random.
 
     python -m benchmarks suggested [DIR] [--cases N] [--templates N]
 
-Without DIR: a made-up cohort. From the scans of train.txt a seeded draw is what labels are carried to; the templates
-are drawn from the others. The first pass alone.
+Without DIR: synthetic data. Cases and templates are drawn with a seed from train.txt, without overlap. First pass only.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from semisam_o1.round_0.suggest import suggest_template
 
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
-    parser.add_argument("--cases", type=int, default=12, help="that labels are carried to")
-    parser.add_argument("--templates", type=int, default=10, help="drawn at random")
+    parser.add_argument("--cases", type=int, default=12, help="number of cases to label")
+    parser.add_argument("--templates", type=int, default=10, help="number of random templates")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
 
 

@@ -296,8 +296,8 @@ def _test(options) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     set_up(0, None, device)
-    found = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
-    print(final_test(*found, device))
+    inputs = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
+    print(final_test(*inputs, device))
 
 
 def _evaluate(options) -> None:

@@ -10,10 +10,10 @@ from semisam_o1.types import DatasetError
 
 
 def set_up(seed: int, threads: int | None, device: str) -> None:
-    """Seed everything, bind the number of threads (None: as it is) and check that ``device`` is there.
+    """Seed all generators, set the number of threads (None: no change) and check that ``device`` exists.
 
     Raises:
-        DatasetError: there is no such device, or a CUDA device is asked for and none can be used.
+        DatasetError: the device does not exist, or CUDA is requested but not usable.
     """
     try:
         kind = torch.device(device).type
@@ -22,7 +22,7 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
     if kind == "cuda" and not torch.cuda.is_available():
         raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise DatasetError(f"threads is {threads}: expected a whole number from 1 on, or nothing for all.")
+        raise DatasetError(f"threads is {threads}: expected a whole number from 1 on, or null for the default.")
     if threads:
         torch.set_num_threads(int(threads))
         faiss.omp_set_num_threads(int(threads))

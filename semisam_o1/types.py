@@ -1,6 +1,6 @@
-"""Names shared by the whole package: array aliases and the Case record.
+"""Types shared by the whole package: array aliases, errors and the Case record.
 
-Arrays in space are (C, H, W, D) or (B, C, H, W, D); after `Orientationd("RAS")` H, W, D run to the patient's
+Arrays in space are (C, H, W, D) or (B, C, H, W, D); after `Orientationd("RAS")`, H, W, D run to the patient's
 right, anterior and superior. An *affine* is 4 x 4 and maps voxel indices to RAS millimetres.
 """
 
@@ -15,23 +15,23 @@ import torch
 
 Volume: TypeAlias = torch.Tensor  # (C, H, W, D)
 Probabilities: TypeAlias = torch.Tensor  # (num_classes, H, W, D), sums to 1 over the classes
-Tokens: TypeAlias = torch.Tensor  # (C, D', H', W'): one feature vector a place of a coarser grid
+Tokens: TypeAlias = torch.Tensor  # (C, D', H', W'): one feature vector per position of a coarser grid
 Affine: TypeAlias = np.ndarray  # (4, 4) float64
 
 
 class UserError(ValueError):
-    """What a user must mend before work can start or go on; the message is written for them."""
+    """An error that the user must correct; the message is written for users."""
 
 
 class DatasetError(UserError):
-    """A `UserError` in a data set or in what was said of one."""
+    """A `UserError` in a data set or in its settings."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan on disk: its name, its files and the list it stands in (``pool``, ``val`` or ``test``).
+    """One scan on disk: its name, its files and its split (``template``, ``pool``, ``val``, ``test`` or ``new``).
 
-    ``image`` and ``label`` are the same file for HDF5; ``label`` is None where none is stored.
+    ``image`` and ``label`` are the same file for HDF5; ``label`` is None if there is no label.
     """
 
     name: str
@@ -40,6 +40,6 @@ class Case:
     split: str
 
     def item(self, label: Path | None = None) -> dict:
-        """The dictionary that MONAI transforms work on: ``case``, ``image`` and, where there is one, ``label``."""
+        """The dictionary for MONAI transforms: ``case``, ``image`` and, if there is one, ``label``."""
         label = label or self.label
         return {"case": self.name, "image": str(self.image)} | ({"label": str(label)} if label else {})

@@ -1,4 +1,4 @@
-"""Trained weights from a user's file into a network, and from any checkpoint into safetensors; nothing is executed."""
+"""Loading of trained weights into a network, and conversion of checkpoints to safetensors, without executing code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from semisam_o1.types import UserError
 
 LISTED = 20  # names of each kind in an error, before "and more"
 
-# What training loops write beside the weights: arguments and numbers. They are data alone.
+# Arguments and numbers that training loops save beside the weights. They are plain data.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS = [
     argparse.Namespace,
@@ -33,14 +33,15 @@ HARMLESS = [
 
 
 def load_weights(network: nn.Module, file: str | Path, prefix: str = "", what: str = "the network") -> nn.Module:
-    """``network`` with the weights in ``file``, float32, and the network itself; it may be on the meta device.
+    """Load the weights in ``file`` into ``network`` as float32; returns ``network``, which may be on the meta device.
 
-    ``file`` is a PyTorch checkpoint or ``.safetensors``: a state dict, or a dict with one under ``model_state_dict``
-    or ``state_dict``. Its keys may begin with ``module.`` and with ``prefix``: then the other parts are left aside.
+    ``file`` is a PyTorch checkpoint or ``.safetensors``: a state dict, or a dict that contains one as
+    ``model_state_dict`` or ``state_dict``. A prefix ``module.`` of the keys is removed. If keys start with ``prefix``,
+    it is removed and all other keys are ignored.
 
     Raises:
-        UserError: the file cannot be read without executing what it holds, or its weights are not the network's:
-            missing, extra or of another shape, each listed.
+        UserError: the file cannot be read without executing code from it, or its weights do not fit the network. The
+            message lists missing and extra weights and those of another shape.
     """
     path = Path(file)
     weights = read_weights(path, prefix)
@@ -51,17 +52,17 @@ def load_weights(network: nn.Module, file: str | Path, prefix: str = "", what: s
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Any]:
-    """The state dict in a file as `load_weights` takes it, its keys without ``module.`` and ``prefix``."""
+    """The state dict in a file for `load_weights`, its keys without ``module.`` and ``prefix``."""
     weights = {key.removeprefix("module."): value for key, value in _state(read_checkpoint(path), path).items()}
     part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     return part or weights
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds, on the CPU, if it holds nothing that could be executed.
+    """Read a checkpoint that contains only tensors and plain data, on the CPU.
 
     Raises:
-        UserError: it needs more than tensors and plain data (the types are listed), or cannot be read.
+        UserError: the checkpoint needs other types (the message lists them), or cannot be read.
     """
     if path.suffix == ".safetensors":
         try:
@@ -74,8 +75,8 @@ def read_checkpoint(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             if names := _unsafe_names(path, error):
                 raise UserError(
-                    f"{path} asks for more than weights, which could execute code: {', '.join(names)}. Take the "
-                    f"weights alone out of it, which executes nothing: semisam-o1 convert-weights {path} "
+                    f"{path} asks for more than weights, which could execute code: {', '.join(names)}. Extract "
+                    f"its weights without executing code: semisam-o1 convert-weights {path} "
                     f"{path.with_suffix('.safetensors')}"
                 ) from error
             raise _unreadable(path, error) from error
@@ -84,18 +85,18 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def convert_weights(source: str | Path, target: str | Path) -> int:
-    """Every tensor of a checkpoint's state dict into a safetensors file; how many there are.
+    """Save every tensor of a checkpoint's state dict to a safetensors file; returns their number.
 
-    Nothing in the checkpoint is executed: whatever in it is neither tensor nor plain container becomes an inert
-    stand-in, called by nobody. Keys stay as they are.
+    No code from the checkpoint is executed: every object that is neither a tensor nor a plain container is replaced by
+    an inert placeholder. Keys stay unchanged.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is no PyTorch checkpoint, or has no tensors.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is not a PyTorch checkpoint, or has no tensors.
     """
     source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":
-        raise UserError(f"{target}: expected a name that ends in .safetensors.")
+        raise UserError(f"{target}: expected a name that ends with .safetensors.")
     if not source.is_file():
         raise FileNotFoundError(f"There is no checkpoint {source}.")
     try:
@@ -113,7 +114,7 @@ def convert_weights(source: str | Path, target: str | Path) -> int:
 
 
 class _Inert:
-    """Stands for anything that is not a tensor: takes every call and every content, and does nothing."""
+    """Placeholder for anything that is not a tensor: accepts every call and every content, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return object.__new__(cls)
@@ -141,7 +142,7 @@ class _Inert:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Finds what rebuilds tensors and ordered dicts; every other name is `_Inert`."""
+    """Resolves only the names that rebuild tensors and ordered dicts; every other name becomes `_Inert`."""
 
     ALLOWED = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -154,7 +155,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) in self.ALLOWED:
             return self.ALLOWED[module, name]
         if module in ("torch", "torch.storage") and re.fullmatch(r"\w+Storage", name):
-            return super().find_class(module, name)  # a kind of number; torch.load reads the bytes itself
+            return super().find_class(module, name)  # a storage type; torch.load reads the bytes itself
         return _Inert
 
 
@@ -170,7 +171,7 @@ _TENSORS_ALONE = types.SimpleNamespace(
 def _unsafe_names(path: Path, error: pickle.UnpicklingError) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001 - only the zip format can be listed; else the message names the first
+    except Exception:  # noqa: BLE001 - only the zip format can be listed; the error names the first type
         return re.findall(r"GLOBAL (\S+) was not", str(error))
 
 

@@ -14,7 +14,7 @@ from monai.transforms import (
 
 from semisam_o1.types import Affine, Probabilities
 
-LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottom
+LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottleneck
 
 
 class Grid(NamedTuple):

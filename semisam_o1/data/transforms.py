@@ -177,7 +177,7 @@ def template_components(cohort: Cohort) -> list[int]:
 
 
 def largest_component_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
-    """The foreground classes that form one component in each of ``labels`` (1, H, W, D) that has them (at least one)."""
+    """The foreground classes that have one component in each of ``labels`` (1, H, W, D) with them, and occur in one."""
     found = []
     labels = [label.clamp(max=num_classes - 1) for label in labels]
     for number in range(1, num_classes):

@@ -1,4 +1,4 @@
-"""Frozen encoders: a volume (B, 1, H, W, D) -> tokens (B, C, H', W', D')."""
+"""Frozen encoders: volume (B, 1, H, W, D) -> tokens (B, C, H', W', D')."""
 
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.encoders.mind import MIND, mind

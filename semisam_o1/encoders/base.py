@@ -1,4 +1,4 @@
-"""What an encoder is: a frozen network, the window it takes, the step of its tokens, and how it wants intensities."""
+"""The encoder: a frozen network with its input window, token step and intensity normalisation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 
 class Encoder(nn.Module):
-    """(B, 1, H, W, D) -> float32 tokens (B, C, H/p, W/p, D/p), p the patch size, for any network of that form.
+    """(B, 1, H, W, D) -> float32 tokens (B, C, H/p, W/p, D/p) with patch size p, for any network of that form.
 
-    A network with parameters and no trained weights says so in the log.
+    It logs a warning for a network with parameters but without trained weights.
 
     Args:
-        network: what does it; put into eval mode and frozen.
-        name: how the feature store calls it.
+        network: the network; it is set to eval mode and frozen.
+        name: its name in the feature store.
         patch_size: voxels from one token to the next.
-        input_size: side of the cubic window that the network is bound to; None where it takes a whole volume.
-        normalise: applied to the window's (B, 1, H, W, D) intensities, which arrive z-normalised; None leaves them.
-        stage: which of the network's outputs, where it gives several.
-        weights: a file for `load_weights`; trained: the network has its weights already.
+        input_size: side of the cubic window that the network needs; None if it accepts a whole volume.
+        normalise: applied to the (B, 1, H, W, D) intensities of a window, which are z-normalised before; or None.
+        stage: index of the output to use, if the network returns several.
+        weights: a file for `load_weights`; trained: the network already has its weights.
         prefix: of the network's keys in that file.
         precision: "float32", or autocast to "bfloat16" or "float16".
-        compiled: by `torch.compile`. The error that it and the precision bring is measured on the first window
-            and logged.
+        compiled: use `torch.compile`. The error due to compilation and precision is measured on the first window and
+            logged.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Encoder(nn.Module):
         if weights is not None:
             load_weights(network, weights, prefix, f"the encoder {name}")
         elif not trained and any(True for _ in network.parameters()):
-            log.warning("encoder %s: RANDOM WEIGHTS. Its features mean little; name a file as its 'weights'.", name)
+            log.warning("encoder %s: RANDOM WEIGHTS. Its features mean little; set its 'weights' to a file.", name)
         self.network = network.eval().requires_grad_(False)
         self.name, self.patch_size, self.input_size, self.normalise = name, patch_size, input_size, normalise
         self.stage, self.precision, self.compiled = stage, precision, compiled
-        self.error: float | None = None  # largest, of the first window, against plain float32
+        self.error: float | None = None  # largest absolute error on the first window, against float32
         if compiled:
-            self._compiled: list[Any] = [torch.compile(network)]  # in a list, so that its weights are not counted twice
+            self._compiled: list[Any] = [torch.compile(network)]  # in a list, so that weights are not registered twice
 
     @torch.no_grad()
     def forward(self, volume: Volume) -> torch.Tensor:
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             plain = self._of_stage(self.network, volume[:1])
             self.error = float((plain - tokens[:1]).abs().max())
             how = self.precision + (", compiled" if self.compiled else "")
-            text = "encoder %s in %s: largest error %.2g against float32, features of deviation %.2g"
+            text = "encoder %s in %s: largest error %.2g against float32, standard deviation %.2g"
             log.info(text, self.name, how, self.error, float(plain.std()))
         return tokens
 

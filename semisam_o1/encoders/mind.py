@@ -1,4 +1,4 @@
-"""Hand-made descriptors that need no weights: MIND-SSC at several dilations and local statistics at several sizes."""
+"""Handcrafted descriptors without weights: MIND-SSC at several dilations and local statistics at several sizes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 from semisam_o1.encoders.base import Encoder
 
-# The six nearest neighbours, and the twelve pairs of them that are not opposite each other.
+# The six nearest neighbours, and the twelve pairs of them that are not opposite.
 NEIGHBOURS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 PAIRS = tuple((i, j) for i in range(6) for j in range(i) if i // 2 != j // 2)
 
 
 def box_mean(volume: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean over a cube of ``size`` voxels a side, borders replicated; (B, C, H, W, D) -> the same."""
+    """Mean over a cube of ``size`` voxels per side, borders replicated; (B, C, H, W, D) -> same shape."""
     for axis in range(3):
         kernel, padding = [1, 1, 1], [0] * 6
         kernel[axis] = size
@@ -28,8 +28,9 @@ def box_mean(volume: torch.Tensor, size: int) -> torch.Tensor:
 def mind_ssc(volume: torch.Tensor, dilation: int) -> torch.Tensor:
     """The self-similarity context of a volume: (B, 1, H, W, D) -> (B, 12, H, W, D) in (0, 1].
 
-    exp(-d_ij / v): d_ij the squared difference, meaned over a 3-cube, of the neighbours i and j at ``dilation``
-    voxels, less the smallest of the twelve; v their mean, kept within 0.1 and 10 times its mean over the volume.
+    exp(-d_ij / v), where d_ij is the squared difference of the neighbours i and j at ``dilation`` voxels, averaged over
+    3 x 3 x 3 voxels, minus the smallest of the twelve; v is their mean, clipped to 0.1 to 10 times its mean over the
+    volume.
     Heinrich et al., "Towards realtime multimodal fusion ... self-similarities", MICCAI 2013.
     """
     padded = F.pad(volume, (dilation,) * 6, mode="replicate")
@@ -47,9 +48,9 @@ class MIND(nn.Module):
     """(B, 1, H, W, D), z-normalised -> (B, 12 x dilations + 2 x boxes, H, W, D).
 
     Args:
-        dilations: in voxels, one MIND-SSC each.
-        boxes: sides in voxels of the cubes over which mean and standard deviation are taken.
-        statistics_weight: factor on those two; a descriptor of MIND-SSC lies in (0, 1].
+        dilations: in voxels; each gives one MIND-SSC descriptor.
+        boxes: sides in voxels of the cubes for mean and standard deviation.
+        statistics_weight: factor of mean and standard deviation; values of MIND-SSC are in (0, 1].
     """
 
     def __init__(
@@ -68,5 +69,5 @@ class MIND(nn.Module):
 
 
 def mind(**settings) -> Encoder:
-    """The default encoder: a token a voxel, no weights, no bound on the volume's size. ``settings``: of `MIND`."""
+    """The default encoder: one token per voxel, no weights, any volume size. ``settings``: arguments of `MIND`."""
     return Encoder(MIND(**settings), name="mind")

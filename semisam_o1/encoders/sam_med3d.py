@@ -1,4 +1,4 @@
-"""The image encoder of SAM-Med3D: a 3D vision transformer whose trained weights the user brings."""
+"""The image encoder of SAM-Med3D, a 3D vision transformer. The user provides its trained weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EPS = 1e-6  # of every LayerNorm
 class SAMMed3DEncoder(nn.Module):
     """(B, 1, S, S, S) float -> (B, out_channels, S/p, S/p, S/p); released: S 128, p 16, out_channels 384.
 
-    S is ``image_size`` and p ``patch_size``, in voxels; spatial axes (H, W, D) keep their order, and token i
-    of an axis covers the voxels from p i up to p (i + 1). The released weights were trained at 1.5 mm, on
-    intensities as from `normalise_foreground`. The defaults are the ViT-B of the released checkpoint, whose
-    keys, less ``image_encoder.``, are the parameter names. Blocks in ``global_blocks`` attend over the grid
-    itself, the others over the grid padded with zeros to ``window`` tokens a side.
+    S is ``image_size`` and p is ``patch_size``, in voxels. Spatial axes (H, W, D) keep their order; token i of an axis
+    covers the voxels from p i to p (i + 1) - 1. The released weights were trained at 1.5 mm, on intensities normalised
+    by `normalise_foreground`. The defaults are the ViT-B of the released checkpoint; its keys without
+    ``image_encoder.`` are the parameter names. Blocks in ``global_blocks`` attend over the grid itself, other blocks
+    over the grid zero-padded to ``window`` tokens per side.
 
-    Source: SAM-Med3D (Wang et al., 2023), as its released weights need it: see `position_bias`.
+    Source: SAM-Med3D (Wang et al., 2023), in the form that its released weights need: see `position_bias`.
 
-    Raises ValueError for sizes that do not fit each other, and for a volume that is not (B, 1, S, S, S).
+    Raises ValueError for inconsistent sizes, and for a volume that is not (B, 1, S, S, S).
     """
 
     patch_size: int = 16
@@ -52,12 +52,12 @@ class SAMMed3DEncoder(nn.Module):
         if image_size % patch_size or width % heads:
             raise ValueError(
                 f"image_size {image_size} must be a multiple of patch_size {patch_size}, "
-                f"and width {width} one of heads {heads}."
+                f"and width {width} a multiple of heads {heads}."
             )
         self.input_size, self.patch_size = image_size, patch_size
         side = image_size // patch_size
         if window < side:
-            raise ValueError(f"window {window} must hold the whole grid of {side} tokens a side.")
+            raise ValueError(f"window {window} must be at least the grid's {side} tokens per side.")
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, side, width))
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv3d(1, width, patch_size, patch_size)))
         self.blocks = nn.Sequential(
@@ -96,11 +96,11 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Tokens (B, g, g, g, width) -> the same: attention over the grid, zero-padded to ``window`` a side.
+    """Attention over the grid, zero-padded to ``window`` tokens per side: (B, g, g, g, width) -> same shape.
 
-    A padded token's query, key and value are the bias of ``qkv``. So all padded keys are one key many times
-    over, and a single key stands for them, with the logarithm of their summed weights as its bias. The
-    queries of padded tokens, whose results nobody reads, are left out.
+    The query, key and value of a padded token are the bias of ``qkv``, so all padded keys are equal. A single key
+    replaces them, with the logarithm of their summed weights as its bias. Queries of padded tokens are left out,
+    because their results are not used.
     """
 
     def __init__(self, width: int, heads: int, window: int):
@@ -129,22 +129,22 @@ class _ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, H, W, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous, because on a CPU the next convolution rounds worse (twice the error) with channels last.
+        # Contiguous, because on a CPU the next convolution has twice the rounding error with channels last.
         return super().forward(x.movedim(1, -1)).movedim(-1, 1).contiguous()
 
 
 def position_bias(query: Tensor, padded_query: Tensor, table_d: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor:
-    """Queries (B, n, g, g, g, c) -> what is added to q . k / sqrt(c): (B, n, g^3, g^3), or g^3 + 1 keys.
+    """The bias added to q . k / sqrt(c), for queries (B, n, g, g, g, c): (B, n, g^3, g^3), or with g^3 + 1 keys.
 
-    n heads of c channels; ``padded_query`` (n, 1, c) stands at the grid positions from g to K - 1; the tables
-    are (2K - 1, c), K the window's side. With (d, h, w) the query's place in the grid, (d', h', w') the
-    key's, q unscaled and R[i - j] the table's row i - j + K - 1:
+    There are n heads with c channels. ``padded_query`` (n, 1, c) is the query at the grid positions g to K - 1. The
+    tables are (2K - 1, c), where K is the window's side. For a query at grid position (d, h, w), a key at
+    (d', h', w'), the unscaled query q, and R[i - j] as row i - j + K - 1 of a table:
 
         q[d, h, w] . R_d[d - w']  +  q[d, h, d'] . R_h[h - w']  +  q[d, h, h'] . R_w[h' - w']
 
-    A relative position decomposed by axes would read d - d', h - h' and w - w', each with q[d, h, w]; the
-    published code does not, and its weights were trained so. The last key, there if K > g, has the
-    log-sum-exp of this over all padded keys: for a given w' it separates into sums over d' and over h'.
+    A relative position by axes would use d - d', h - h' and w - w', each with q[d, h, w]. The published code uses the
+    terms above, and its weights were trained with them. The last key exists if K > g. Its bias is the log-sum-exp of
+    these terms over all padded keys; for a given w' it separates into sums over d' and over h'.
     """
     batch, side = query.shape[0], query.shape[2]
     window = (table_d.shape[0] + 1) // 2
@@ -180,23 +180,23 @@ def position_bias(query: Tensor, padded_query: Tensor, table_d: Tensor, table_h:
 def load_sam_med3d(
     checkpoint: str | Path = CHECKPOINT, device: str | torch.device = "cpu", **architecture: Any
 ) -> SAMMed3DEncoder:
-    """The encoder (B, 1, 128, 128, 128) -> (B, 384, 8, 8, 8) with the weights in ``checkpoint``; eval mode.
+    """The encoder (B, 1, 128, 128, 128) -> (B, 384, 8, 8, 8) with the weights in ``checkpoint``, in eval mode.
 
-    ``checkpoint`` is as `load_weights` takes it: the whole published one or the encoder's part. ``architecture``: as
-    of `SAMMed3DEncoder`, for other sizes than the released one.
+    ``checkpoint`` is a file for `load_weights`: the whole published checkpoint or only the encoder's part.
+    ``architecture``: arguments of `SAMMed3DEncoder`, for other sizes than the released one.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it cannot be read without executing what it holds, or its weights do not fit.
+        FileNotFoundError: the file does not exist.
+        UserError: the file cannot be read without executing code from it, or its weights do not fit.
     """
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(
             f"No SAM-Med3D weights at {path}. Get {CHECKPOINT.name} from the SAM-Med3D authors' release and "
-            f"put it at {CHECKPOINT}, or name its place with --set pretrained_ckpt=FILE. The encoder `mind` needs no "
+            f"put it at {CHECKPOINT}, or give its path with --set pretrained_ckpt=FILE. The encoder `mind` needs no "
             "weights."
         )
-    with torch.device("meta"):  # no time spent on initial values
+    with torch.device("meta"):  # saves the time for initial values
         encoder = SAMMed3DEncoder(**architecture)
     load_weights(encoder, path, "image_encoder.", "the SAM-Med3D image encoder")
     return encoder.to(device).eval()
@@ -209,10 +209,10 @@ def sam_med3d(
     compiled: bool = False,
     **settings: Any,
 ) -> Encoder:
-    """SAM-Med3D as an `Encoder`: a token every 16 voxels, bound to windows of 128 voxels a side.
+    """SAM-Med3D as an `Encoder`: one token every 16 voxels, windows of 128 voxels per side.
 
-    ``normalise`` applies `normalise_foreground` to each window; ``precision``, ``compiled``: as of `Encoder`;
-    ``settings``, errors: as of `load_sam_med3d`.
+    ``normalise`` applies `normalise_foreground` to each window. ``precision``, ``compiled``: see `Encoder`.
+    ``settings`` and errors: see `load_sam_med3d`.
     """
     network = load_sam_med3d(checkpoint, **settings)
     return Encoder(

@@ -1,4 +1,4 @@
-"""A 2D network as an encoder of volumes: run slice by slice in the three planes, its tokens put back into space."""
+"""A 2D network as an encoder of volumes: applied slice by slice in three planes; its tokens are put back in space."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from semisam_o1.types import Tokens, Volume
 
 
 class SlicesInThreePlanes(nn.Module):
-    """(B, 1, H, W, D) -> (B, 3 C, H/p, W/p, D/p) by a network (N, channels, h, w) -> (N, C, h', w').
+    """(B, 1, H, W, D) -> (B, 3 C, H/p, W/p, D/p), using a network (N, channels, h, w) -> (N, C, h', w').
 
-    Every ``every``-th slice of each plane goes through the network; its tokens are resampled to a step of p voxels in
-    the plane, and averaged over the slices of each p across it. Channels come plane by plane: C of the slices along
-    the first axis, then of those along the second and the third. Sides of the volume are multiples of p.
+    The network processes every ``every``-th slice of each plane. Its tokens are resampled to a step of p voxels in the
+    plane, and averaged over each p slices across it. The channels are C of the slices along the first axis, then C
+    along the second and C along the third. The sides of the volume must be multiples of p.
 
     Args:
-        network: any 2D network that keeps its input's proportions, a vision transformer with its tokens as a map.
+        network: any 2D network that keeps the aspect ratio of its input; a vision transformer must return a token map.
         patch_size: p, voxels.
-        size: slices are resampled to ``size`` x ``size`` pixels first, where the network is bound to that; else None.
-        channels: of the network's input, the slice repeated (3 for one trained on photographs).
-        every: of so many slices one is looked at; at most p. batch: slices at once.
+        size: resample slices to ``size`` x ``size`` pixels first, if the network needs this size; else None.
+        channels: of the network's input; the slice is repeated (3 for networks trained on photographs).
+        every: n, to use every n-th slice; at most p. batch: slices per batch.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class Journal:
             if not re.fullmatch(r"(features|propagation|round_[1-9]\d*)(/\w+)?", restart_from):
                 raise DatasetError(f"restart_from '{restart_from}': expected features, propagation, round_1, ...")
             if (number := round_of(restart_from)) > round_of(self.done[-1] if self.done else "") + 1:
-                raise DatasetError(f"restart_from '{restart_from}': the run has not come to round {number} yet.")
+                raise DatasetError(f"restart_from '{restart_from}': the run has not reached round {number} yet.")
             self.done = self.done[: self._first(restart_from)]
         old = kept["settings"]
         changed = sorted(k for k in {*old, *self.settings} if old.get(k) != self.settings.get(k))

@@ -1,4 +1,4 @@
-"""Semi-supervised methods: each a loss and a handler around MONAI's trainer."""
+"""Semi-supervised methods. Each is a loss and a handler for MONAI's trainer."""
 
 from semisam_o1.methods.average import WeightAverage
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork

@@ -1,4 +1,4 @@
-"""The running average of a network's weights, which predicts in its place."""
+"""The moving average of a network's weights, which is used for prediction."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 class WeightAverage:
-    """Handler: Ignite's `EMAHandler` with alpha = min(1 - 1/(i+1), ``alpha``), i from 0, as mean teachers have it.
+    """Handler: Ignite's `EMAHandler` with alpha = min(1 - 1/(i+1), ``alpha``), i from 0, as in mean teacher.
 
-    Where ``horizon`` is given, alpha is at most 1 - 1/(horizon x I) too, I the iterations to run: in a short training
-    an average over the last 100 of them still holds the beginner.
+    With ``horizon``, alpha is also at most 1 - 1/(horizon x I), I being the number of iterations. In a short training,
+    an average over 100 iterations would still contain the first weights.
 
-    ``start``: a network whose weights the average has until the first step; those of ``network`` if not given.
+    ``start``: the network whose weights the average has before the first iteration; by default ``network``.
     """
 
     def __init__(
@@ -31,15 +31,15 @@ class WeightAverage:
 
     @property
     def objects(self) -> dict:
-        """What holds state, by name: each with ``state_dict`` and ``load_state_dict``."""
+        """The objects with state, by name; each has ``state_dict`` and ``load_state_dict``."""
         return {"average": self.teacher}
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.set_momentum)  # before the average is updated
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.set_momentum)  # runs before the average is updated
         self.average.attach(engine, name="ema_momentum", event=Events.ITERATION_COMPLETED)
 
     def set_momentum(self, engine: Engine) -> None:
-        # Ignite's momentum is the new weights' share: 1 - alpha.
+        # Ignite's momentum is the weight of the new values: 1 - alpha.
         share = max(1 / engine.state.iteration, 1 - self.alpha)
         if self.horizon is not None:
             iterations = engine.state.max_epochs * engine.state.epoch_length

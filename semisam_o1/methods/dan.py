@@ -1,4 +1,4 @@
-"""Deep adversarial network (Zhang et al., MICCAI 2017): a discriminator cannot tell unlabelled predictions."""
+"""Deep adversarial network (Zhang et al., MICCAI 2017): a discriminator tells labelled from unlabelled predictions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ UNLABELLED, LABELLED = 0, 1
 
 
 class Discriminator(nn.Module):
-    """Probabilities (B, C, H, W, D) and image (B, 1, H, W, D) -> logits (B, 2): whether the scan is a labelled one.
+    """Probabilities (B, C, H, W, D) and image (B, 1, H, W, D) -> logits (B, 2): whether the scan is labelled.
 
-    4x4x4 convolutions of stride 2: one of each input to ``width`` channels, added, then three to 2, 4 and 8 times as
-    many; LeakyReLU 0.2 after each, Dropout3d 0.5 after the first three. A mean over cubes of ``pool`` a side, of
-    which only the first counts (of patches of 128: that keeps one corner of 8, as published); None takes the mean of
-    all. Then a linear layer. At least 16 voxels a side.
+    4x4x4 convolutions with stride 2: one from each input to ``width`` channels, summed, then three to 2, 4 and 8 times
+    ``width``; LeakyReLU 0.2 after each, Dropout3d 0.5 after the first three. Then the mean over the first ``pool``
+    positions of each axis (as published; of a patch of 128 this keeps one corner of 8), or over all if ``pool`` is
+    None, and a linear layer. The input needs at least 16 voxels per side.
     """
 
     def __init__(self, num_classes: int, width: int = 64, pool: int | None = None):
@@ -45,23 +45,23 @@ class Discriminator(nn.Module):
 
 
 class AdversarialLoss(TwoStreamLoss):
-    """`TwoStreamLoss` with the cross-entropy that the discriminator calls the pool's predictions labelled."""
+    """`TwoStreamLoss` plus the cross-entropy between the discriminator's output for pool predictions and "labelled"."""
 
-    asked: tuple[Discriminator, torch.Tensor] | None = None  # and of which image (B, 1, H, W, D); see `ask`
+    asked: tuple[Discriminator, torch.Tensor] | None = None  # and the image (B, 1, H, W, D); see `ask`
 
     def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
         if self.asked is None or labelled.all():
             return None
         discriminator, image = self.asked
-        called = discriminator(logits[~labelled].softmax(1), image[~labelled])
-        return F.cross_entropy(called, torch.full((len(called),), LABELLED, device=called.device))
+        output = discriminator(logits[~labelled].softmax(1), image[~labelled])
+        return F.cross_entropy(output, torch.full((len(output),), LABELLED, device=output.device))
 
 
 class AdversarialNetwork(WeightAverage):
-    """Handler: a discriminator that learns after the network in each iteration which half is which.
+    """Handler: trains a discriminator after the network's step in each iteration.
 
-    It learns from the whole batch, the network in eval mode, by Adam (rate 1e-4, betas 0.9 and 0.99). ``alpha``,
-    ``horizon``: of the average that predicts, see `WeightAverage`.
+    It trains on the whole batch, with the network in eval mode, using Adam (rate 1e-4, betas 0.9 and 0.99). ``alpha``,
+    ``horizon``, ``start``: see `WeightAverage`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class AdversarialNetwork(WeightAverage):
         super().attach(engine)
 
     def ask(self, engine: Engine) -> None:
-        """Puts the discriminator, in eval mode, and the batch's image before the loss."""
+        """Pass the discriminator, in eval mode, and the batch's image to the loss."""
         self.loss.asked = self.discriminator.eval().requires_grad_(False), engine.state.output[Keys.IMAGE]
 
     def train_discriminator(self, engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Dual-task consistency (Luo et al., AAAI 2021): a head for signed distance and a head for classes say the same."""
+"""Dual-task consistency (Luo et al., AAAI 2021) between a signed-distance head and a segmentation head."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import nn
 
 from semisam_o1.methods.two_stream import TwoStreamLoss
 
-STEEPNESS = 1500  # of the sigmoid that makes a mask of a signed distance
+STEEPNESS = 1500  # of the sigmoid that turns a signed distance into a mask
 
 
 def signed_distance(masks: torch.Tensor) -> torch.Tensor:
-    """Each mask's (B, C, H, W, D) normalised distance to its border: -1 to 0 inside, 0 to 1 outside, the same shape.
+    """The normalised signed distance to the border of each mask (B, C, H, W, D): -1 to 0 inside, 0 to 1 outside.
 
-    In voxels, each side divided by its own largest. Zero everywhere for a mask that is empty or full.
+    Distances are in voxels, divided by the largest distance inside or outside. Zero for an empty or full mask. The
+    result has the masks' shape.
     """
     result = torch.zeros(masks.shape, dtype=torch.float32, device=masks.device)
     for index in torch.cartesian_prod(torch.arange(masks.shape[0]), torch.arange(masks.shape[1])).tolist():
@@ -36,8 +37,8 @@ def signed_distance(masks: torch.Tensor) -> torch.Tensor:
 def squared_dice(probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Dice loss of probabilities (B, C, H, W, D) against one mask (B, 1, H, W, D) for all channels, as published.
 
-    1 - (2 sum p t + 1e-5) / (sum p^2 + sum t + 1e-5): the sums of p t and p^2 run over the channels too, that of the
-    mask t does not.
+    1 - (2 sum p t + 1e-5) / (sum p^2 + sum t + 1e-5). The sums of p t and p^2 include all channels, the sum of the
+    mask t has one channel.
     """
     overlap = 2 * (probabilities * mask).sum() + 1e-5
     return 1 - overlap / (probabilities.square().sum() + mask.sum() + 1e-5)
@@ -52,14 +53,15 @@ class PublishedSegmentation(nn.Module):
 
 
 class DualTaskLoss(TwoStreamLoss):
-    """For networks that give (signed distance, logits), both (B, C, H, W, D); sdf is negative inside.
+    """For networks that return (signed distance sdf, logits), both (B, C, H, W, D); sdf is negative inside.
 
-    L_cons = mean (sigmoid(-1500 sdf) - sigmoid(logits))^2 over the whole batch and all channels. Then
+    L_cons = mean (sigmoid(-1500 sdf) - sigmoid(logits))^2 over the whole batch and all channels.
 
-    - as published: L_sup and L_pseudo are those of `PublishedSegmentation`, and `squared_dice` of sigmoid(-1500 sdf)
-      is added on the labelled half, without a factor;
-    - else: L_sup and L_pseudo are `TwoStreamLoss`'s, a Dice a class; on the labelled half are added the Dice a class
-      of sigmoid(-1500 sdf) and ``distance_weight`` x the mean |sdf - signed distance of the label|, for any C.
+    - ``published``: L_sup and L_pseudo are `PublishedSegmentation`; on the labelled half, `squared_dice` of
+      sigmoid(-1500 sdf) is added with weight 1.
+    - else, for any C: L_sup and L_pseudo are those of `TwoStreamLoss`, with a Dice for each class; on the labelled
+      half, the Dice of sigmoid(-1500 sdf) for each class and ``distance_weight`` x mean |sdf - signed distance of the
+      label| are added.
     """
 
     def __init__(self, *args, published: bool = False, distance_weight: float = 0.3, **kwargs):

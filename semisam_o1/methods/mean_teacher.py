@@ -1,4 +1,4 @@
-"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017): the student agrees with its own running average."""
+"""Mean teacher (Tarvainen and Valpola, NeurIPS 2017): consistency of the student with its moving average."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semisam_o1.methods.two_stream import TwoStreamLoss
 
 
 class MeanTeacherLoss(TwoStreamLoss):
-    """`TwoStreamLoss` with mean (softmax(student) - softmax(teacher))^2 over the pool scans of the batch."""
+    """`TwoStreamLoss` plus mean (softmax(student) - softmax(teacher))^2 over the pool scans of the batch."""
 
     teacher_logits: torch.Tensor | None = None  # (pool scans, C, H, W, D), set by `MeanTeacher` each iteration
 
@@ -24,10 +24,9 @@ class MeanTeacherLoss(TwoStreamLoss):
 
 
 class MeanTeacher(WeightAverage):
-    """Handler: the average is a teacher that sees each pool scan with noise clip(N(0, 0.1), +-0.2) added.
+    """Handler: the average is the teacher. Its input is each pool scan plus noise clip(N(0, 0.1), +-0.2).
 
-    It is in train mode (its dropout acts) as published. ``alpha``, ``horizon``, ``start``: see
-    `WeightAverage`.
+    It is in train mode (with active dropout), as published. ``alpha``, ``horizon``, ``start``: see `WeightAverage`.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class MeanTeacher(WeightAverage):
         self.loss.teacher_logits = self.noisy(engine, pool) if len(pool) else None
 
     def noisy(self, engine: Engine, pool: torch.Tensor) -> torch.Tensor:
-        """The teacher's logits (N, C, H, W, D) on ``pool`` (N, 1, H, W, D) with noise of its own."""
+        """The teacher's logits (N, C, H, W, D) for ``pool`` (N, 1, H, W, D) with new noise."""
         noise = (torch.randn_like(pool) * self.noise).clamp(-2 * self.noise, 2 * self.noise)
         with torch.no_grad():
             return engine.inferer(pool + noise, self.teacher)

@@ -1,4 +1,4 @@
-"""All that a training needs to go on to the bit after it was killed."""
+"""The training state, from which an interrupted training continues bit-identically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from semisam_o1.runfolder import RunFolder
 
 
 def randomizables(transform: Any) -> Iterator[Randomizable]:
-    """Every transform with a random state of its own in a chain, the chain itself too."""
+    """Every transform in a chain that has its own random state, including the chain itself."""
     if isinstance(transform, Randomizable):
         yield transform
     if isinstance(transform, Compose):
@@ -30,18 +30,18 @@ def randomizables(transform: Any) -> Iterator[Randomizable]:
 
 
 class TrainingState:
-    """Handler: all that a training needs to go on to the bit, in one file every ``seconds``; gone when it has ended.
+    """Handler: writes the full training state to one file every ``seconds``, for a bit-identical continuation.
 
-    Weights and optimisers under ``objects``; the iteration; the random states of Python, numpy, torch and of every
-    transform; the sampler's place. Comes last of a trainer's handlers, so that what it keeps is whole. Before the
-    trainer runs, `resume` tells it where to begin.
+    The file contains weights and optimisers under ``objects``, the iteration, the random states of Python, numpy, torch
+    and every transform, and the sampler's position. It is deleted after training. This must be the last handler of the
+    trainer, so that it saves a complete state. Before the trainer runs, `resume` sets its first iteration.
 
     Args:
-        output_dir, round: whose training it is.
-        method: its ``objects`` are kept, name -> anything with ``state_dict`` and ``load_state_dict``.
-        objects: what else is, beside those.
-        sampler: with ``state`` and ``set_state``. transform: the dataset's.
-        seconds: from one file to the next; at most so much work is lost, and one iteration or validation.
+        output_dir, round: the run's folder and the round.
+        method: saves its ``objects``, name -> object with ``state_dict`` and ``load_state_dict``.
+        objects: further objects to save.
+        sampler: with ``state`` and ``set_state``. transform: of the dataset.
+        seconds: between two saves; at most this much work is lost, plus one iteration or validation.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrainingState:
         engine.add_event_handler(Events.COMPLETED, lambda engine: self.path.unlink(missing_ok=True))
 
     def resume(self, engine: Engine) -> int:
-        """From which iteration on ``engine`` will run; 0 where there is no file."""
+        """Read the file and set the iteration from which ``engine`` continues; returns it, 0 if there is no file."""
         if not self.path.exists():
             return 0
         self.kept = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -85,7 +85,7 @@ class TrainingState:
                 engine.scaler.load_state_dict(self.kept["scaler"])
 
     def first_batch(self, engine: Engine) -> None:
-        """Random states are set as late as can be: whatever was built until now has drawn from them."""
+        """Set the random states as late as possible, because components draw random numbers while they are built."""
         if self.kept is None:
             return
         states, self.kept = self.kept["random"], None
@@ -103,12 +103,12 @@ class TrainingState:
             self.save(engine)
 
     def epoch_completed(self, engine: Engine) -> None:
-        """An epoch's last iteration is kept with what follows it, such as a validation, or done again with it."""
+        """Save after an epoch's last iteration and its handlers, e.g. validation; if interrupted, both are repeated."""
         if engine.state.epoch < engine.state.max_epochs:
             self.save(engine)
 
     def save(self, engine: Engine) -> None:
-        """Write the file, if it is time."""
+        """Write the file if ``seconds`` have passed."""
         if time.monotonic() - self.saved < self.seconds:
             return
         python = random.getstate()
@@ -132,6 +132,6 @@ class TrainingState:
 
 
 def plain(state: Iterable) -> tuple:
-    """A numpy random state without numpy's types: (name, keys, position, has gauss, gauss)."""
+    """A numpy random state as plain Python types: (name, keys, position, has gauss, gauss)."""
     name, keys, *rest = state
     return (str(name), [int(key) for key in keys], int(rest[0]), int(rest[1]), float(rest[2]))

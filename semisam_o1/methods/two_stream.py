@@ -1,4 +1,4 @@
-"""What every method shares: batches of templates and pool scans, their losses, and the schedules of the terms."""
+"""Shared parts of all methods: batches of templates and pool scans, the loss terms, and their schedules."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ log = logging.getLogger("semisam_o1")
 
 
 class TwoStreamSampler(Sampler):
-    """Batches of indices: ``labelled`` templates, then ``pool`` scans, each stream shuffled anew when it runs out.
+    """Batches of indices: ``labelled`` templates, then ``pool`` scans. Each stream is shuffled again when it runs out.
 
-    Where one of the two streams is empty the other fills the batch. The pool's order comes from torch's global random
-    state, the templates' from one of its own: so how many templates there are changes nothing in the pool's.
+    If one stream is empty, the other fills the batch. The pool's order uses torch's global random state, the templates'
+    order its own generator, so the number of templates does not change the pool's order.
 
     Args:
-        items: the dataset's dictionaries; a true ``labelled`` marks a template, as does the key's absence.
-        labelled, pool: how many of each in a batch.
-        num_batches: batches an epoch.
+        items: the dataset's dictionaries; templates have a true ``labelled`` or no such key.
+        labelled, pool: number of each in a batch.
+        num_batches: batches per epoch.
         seed: of the templates' order.
-        anew: as published, both orders are drawn anew after as many batches as use the templates up once.
+        anew: as published, shuffle both streams again after every pass over the templates.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TwoStreamSampler(Sampler):
             yield [self._next(stream) for stream in (0, 1) for _ in range(self.sizes[stream])]
 
     def state(self) -> dict:
-        """What is left of each stream, and how the templates' goes on."""
+        """The remaining indices of each stream, and the state of the templates' generator."""
         waiting = [list(waiting) for waiting in self._waiting]
         return {"waiting": waiting, "batches": self._batches, "random": self._draws[0].get_state()}
 
@@ -73,7 +73,7 @@ class TwoStreamSampler(Sampler):
 
 
 def prepare_batch(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple[torch.Tensor, dict]:
-    """For the trainer: image (B, 1, H, W, D), and ``label`` (B, 1, H, W, D) with ``labelled`` (B,) bool as target."""
+    """For the trainer: image (B, 1, H, W, D), and a target of ``label`` (B, 1, H, W, D) and ``labelled`` (B,) bool."""
     image = batch[Keys.IMAGE].to(device, non_blocking=non_blocking, **kwargs)
     label = batch[Keys.LABEL].to(device, non_blocking=non_blocking, **kwargs)
     labelled = torch.as_tensor(batch.get("labelled", [True] * len(image)), device=image.device)
@@ -81,7 +81,7 @@ def prepare_batch(batch: dict, device=None, non_blocking: bool = False, **kwargs
 
 
 def published_loss() -> DiceCELoss:
-    """(CE + Dice)/2 of logits (B, C, H, W, D) and labels (B, 1, H, W, D); Dice's terms squared, background included."""
+    """(CE + Dice)/2 of logits (B, C, H, W, D) and labels (B, 1, H, W, D); squared Dice with background."""
     return DiceCELoss(
         to_onehot_y=True, softmax=True, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5,
         lambda_dice=0.5, lambda_ce=0.5,
@@ -89,20 +89,20 @@ def published_loss() -> DiceCELoss:
 
 
 def gaussian_ramp(fraction: float) -> float:
-    """exp(-5 (1 - t)^2), t = ``fraction`` kept within [0, 1] (Laine and Aila, ICLR 2017)."""
+    """exp(-5 (1 - t)^2), t = ``fraction`` clipped to [0, 1] (Laine and Aila, ICLR 2017)."""
     return math.exp(-5 * (1 - min(max(fraction, 0.0), 1.0)) ** 2)
 
 
 class TwoStreamLoss(nn.Module):
-    """L_sup + mu(i) L_pseudo + lambda(i) L_cons on a batch of two streams.
+    """L_sup + mu(i) L_pseudo + lambda(i) L_cons on a batch of two streams, at iteration i of I.
 
-    L_sup on the labelled half, L_pseudo on the rest against its pseudo-label, both `segmentation`;
+    L_sup is `segmentation` on the labelled half, L_pseudo is `segmentation` on the rest against the pseudo-labels.
     mu(i) = min(1, i / (pseudo_rampup I)); lambda(i) = consistency x gaussian_ramp(i / (consistency_rampup I)).
-    I is what the trainer is going to run. With ``published_ramp`` lambda is the published one, which depends on i
-    alone: the ramp at min(i div 150, r) / r, r = consistency_rampup. A ramp of length 0 is full weight from the start.
-    `consistency` is what a method adds: see `consistency_term`.
+    With ``published_ramp``, lambda depends only on i, as published: consistency x gaussian_ramp(min(i div 150, r) / r)
+    with r = consistency_rampup. A ramp of length 0 gives full weight from the start. A method defines L_cons in
+    `consistency_term`.
 
-    ``weighted`` holds the last size of each term as it entered the sum, for the log.
+    ``weighted`` has the last weighted value of each term, for the log.
     """
 
     def __init__(
@@ -122,22 +122,22 @@ class TwoStreamLoss(nn.Module):
         self.weighted: dict[str, float] = {}
 
     def consistency_weight(self) -> float:
-        """lambda at the present iteration."""
+        """lambda at the current iteration."""
         if self.published_ramp:
             ramp = self.consistency_rampup
             return self.consistency * (gaussian_ramp(min(self.iteration // 150, ramp) / ramp) if ramp else 1.0)
         return self.consistency * gaussian_ramp(self._share_of(self.consistency_rampup))
 
     def pseudo_weight(self) -> float:
-        """mu at the present iteration."""
+        """mu at the current iteration."""
         return min(1.0, self._share_of(self.pseudo_rampup))
 
     def _share_of(self, rampup: float) -> float:
-        """How much of a ramp over ``rampup`` of all iterations is done; all of one of no length."""
+        """Progress of a ramp over the share ``rampup`` of all iterations; 1 for a ramp of length 0."""
         return self.iteration / (rampup * self.iterations) if rampup else 1.0
 
     def consistency_term(self, logits: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor | None:
-        """What a method asks of the predictions beyond their labels; None where it asks nothing."""
+        """L_cons, the loss term that a method adds; None if there is none."""
         return None
 
     def forward(self, logits: torch.Tensor, target: dict) -> torch.Tensor:
@@ -155,7 +155,7 @@ class TwoStreamLoss(nn.Module):
 
 
 class LossProgress:
-    """Handler: tells a `TwoStreamLoss` how far training is, and logs the weighted size of each term once an epoch."""
+    """Handler: sets the iteration of a `TwoStreamLoss`, and logs the weighted value of each term once per epoch."""
 
     def __init__(self, loss: TwoStreamLoss):
         self.loss = loss
@@ -176,7 +176,7 @@ class LossProgress:
 class PolynomialDecay:
     """Handler: learning rate = base x (1 - i/I)^power before iteration i of I.
 
-    ``late``: as published, the rate is set after a step, so that it is one iteration behind from the second on.
+    ``late``: as published, the rate is set after a step, so from the second iteration on it is one iteration late.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, power: float = 0.9, late: bool = False):

@@ -1,4 +1,4 @@
-"""Uncertainty-aware mean teacher (Yu et al., MICCAI 2019): the teacher is followed where it is sure."""
+"""Uncertainty-aware mean teacher (Yu et al., MICCAI 2019): consistency only where the teacher is certain."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ EPSILON = 1e-6  # inside the entropy's logarithm, as published
 
 
 class UncertaintyAwareLoss(MeanTeacherLoss):
-    """`MeanTeacherLoss` over the voxels where the teacher's entropy is under a threshold that rises:
+    """`MeanTeacherLoss` over the voxels where the teacher's entropy is below a rising threshold:
 
         sum (mask x (softmax(student) - softmax(teacher))^2) / (2 x sum mask + 1e-16)
         mask = entropy < (0.75 + 0.25 exp(-5 (1 - i/I)^2)) ln C
 
-    The published threshold has ln 2 for any C (``threshold_classes`` 2); ln C is the largest entropy.
+    The published threshold uses ln 2 for any C (``threshold_classes`` 2); ln C is the largest possible entropy.
     """
 
     def __init__(self, *args, threshold_classes: int | None = None, **kwargs):
@@ -29,7 +29,7 @@ class UncertaintyAwareLoss(MeanTeacherLoss):
     teacher_entropy: torch.Tensor | None = None  # (pool scans, H, W, D), nats, set by `UncertaintyAwareTeacher`
 
     def threshold(self, num_classes: int) -> float:
-        """In nats, at the present iteration."""
+        """The threshold in nats at the current iteration."""
         return (0.75 + 0.25 * gaussian_ramp(self.iteration / self.iterations)) * math.log(
             self.threshold_classes or num_classes
         )
@@ -43,7 +43,7 @@ class UncertaintyAwareLoss(MeanTeacherLoss):
 
 
 class UncertaintyAwareTeacher(MeanTeacher):
-    """Handler: `MeanTeacher` whose teacher also says how unsure it is, from ``passes`` more noisy looks."""
+    """Handler: `MeanTeacher` that also computes the teacher's entropy from ``passes`` further noisy predictions."""
 
     def __init__(self, *args, passes: int = 8, **kwargs):
         super().__init__(*args, **kwargs)

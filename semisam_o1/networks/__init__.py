@@ -1,4 +1,4 @@
-"""Segmentation networks: volume in, voxel scores out."""
+"""Segmentation networks and inferers: volume -> logits per voxel."""
 
 from semisam_o1.networks.precision import Autocast, bfloat16_pays
 from semisam_o1.networks.unet3d import LogitsAlone, UNet3D, UNet3DSDF

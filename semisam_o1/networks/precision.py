@@ -1,4 +1,4 @@
-"""In which precision a network computes on a CPU."""
+"""The precision of a network on a CPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_map
 
 
 def bfloat16_pays(device: str | torch.device) -> bool:
-    """Whether ``device`` is a CPU that multiplies matrices in bfloat16 (AMX), where a training step takes half."""
+    """Whether ``device`` is a CPU with bfloat16 matrix units (AMX), where a training iteration takes half the time."""
     return torch.device(device).type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 class Autocast(Inferer):
-    """``inferer`` with the network's convolutions in bfloat16 where ``enabled``; its outputs are float32 in any case.
+    """``inferer`` with the network's convolutions in bfloat16 if ``enabled``; the outputs are always float32.
 
-    For a CPU: MONAI's engines know mixed precision on CUDA alone.
+    For CPUs: MONAI's engines support mixed precision only on CUDA.
     """
 
     def __init__(self, inferer: Inferer, enabled: bool):

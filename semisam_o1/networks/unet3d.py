@@ -1,4 +1,4 @@
-"""The 3D U-Net of the published one-label method, and its two-headed form."""
+"""The 3D U-Net of the published one-label method, and its variant with two heads."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ WIDTHS = (16, 32, 64, 128, 256)
 class UNet3D(nn.Module):
     """(B, C_in, H, W, D) float -> logits (B, num_classes, H, W, D) float, before softmax.
 
-    Five levels of two 3x3x3 convolutions, each with InstanceNorm (not affine) and ReLU; max-pooling down,
-    trilinear interpolation and concatenation up; dropout after the bottleneck and before the 1x1x1 head;
-    Kaiming initialisation. Source: the network of the published one-label method, whose parameter names these
-    are, so that its checkpoints load. Any voxel size; the spatial axes keep their order.
+    Five levels with two 3x3x3 convolutions each, with InstanceNorm (not affine) and ReLU; max-pooling on the way down,
+    trilinear interpolation and concatenation on the way up; dropout after the bottleneck and before the 1x1x1 head;
+    Kaiming initialisation. Source: the network of the published one-label method. The parameter names are the same, so
+    its checkpoints load. Any voxel size; the spatial axes keep their order.
 
-    A side need not be divisible by 16. Pooling leaves out a last odd plane; on the way up it is filled by
-    repeating its neighbour, so that every voxel stays where it was.
+    Sides need not be divisible by 16. Pooling drops a last odd plane; on the way up, its neighbour is repeated in its
+    place, so voxels keep their positions.
 
     ``features`` are the five widths, from the full resolution to the bottleneck.
 
-    Raises ``ValueError`` if ``features`` are not five, if a side is under 16 voxels, or if all are under 32:
-    InstanceNorm has no variance over a bottleneck of one voxel.
+    Raises ``ValueError`` if there are not five ``features``, if a side is below 16 voxels, or if all sides are below
+    32, because InstanceNorm has no variance over a bottleneck of one voxel.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class UNet3D(nn.Module):
         self.apply(_kaiming)
 
     def decode(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W, D) -> what the heads read, (B, features[0], H, W, D)."""
+        """(B, C_in, H, W, D) -> the input of the heads, (B, features[0], H, W, D)."""
         sides = x.shape[2:]
         if len(sides) != 3 or min(sides) < 16 or max(sides) < 32:
             raise ValueError(
@@ -72,9 +72,9 @@ class UNet3D(nn.Module):
 class UNet3DSDF(UNet3D):
     """(B, C_in, H, W, D) float -> (signed distance, logits), both (B, num_classes, H, W, D) float.
 
-    The signed distance is normalised, negative inside the class and between -1 and 1 (tanh); it has
-    a 1x1x1 head of its own, `final2`. Source: dual-task consistency, as the published one-label method has
-    it. Sizes, initialisation and errors as in :class:`UNet3D`.
+    The signed distance is normalised, between -1 and 1 (tanh) and negative inside the class. It has its own 1x1x1
+    head, `final2`. Source: dual-task consistency, as in the published one-label method. Sizes, initialisation and
+    errors as in :class:`UNet3D`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class UNet3DSDF(UNet3D):
 
 
 class LogitsAlone(nn.Module):
-    """Of a network that gives several outputs the last, the logits; its weights have the names of that network's."""
+    """The last output, the logits, of a network with several outputs; weights keep that network's names."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

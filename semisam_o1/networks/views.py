@@ -1,4 +1,4 @@
-"""Test-time augmentation: a scan predicted as it stands, turned a little and mirrored, and the mean of it."""
+"""Test-time augmentation: the mean prediction of the original, slightly rotated and mirrored scan."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from monai.transforms import Rotate
 from torch import nn
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-LEAST = 1e-6  # of a probability, so that its logarithm is finite
+LEAST = 1e-6  # lower bound of a probability, for a finite logarithm
 
 
 class Views(Inferer):
-    """Logits whose softmax is the mean of ``inferer``'s over several views of the volume.
+    """Logits whose softmax is the mean softmax of ``inferer`` over several views of the volume.
 
-    The views: as it stands, turned by ``turn`` and by -``turn`` about each axis through its middle, and mirrored.
+    The views are the original volume, its rotations by ``turn`` and -``turn`` about each axis through its middle, and
+    its mirror images.
 
     Args:
-        inferer: from volume (B, C, H, W, D) to logits (B, num_classes, H, W, D), of a grid of even spacing.
-        turn: radians; 0 for no turns.
-        flips: axes, of H, W, D as 0, 1, 2, along which the anatomy may be mirrored.
+        inferer: volume (B, C, H, W, D) -> logits (B, num_classes, H, W, D), on a grid with isotropic spacing.
+        turn: radians; 0 for no rotations.
+        flips: axes to mirror, 0, 1, 2 for H, W, D.
     """
 
     def __init__(self, inferer: Inferer, turn: float = 0.0, flips: Sequence[int] = ()):
@@ -46,7 +47,7 @@ class Views(Inferer):
 
 
 def turned(angle: Sequence[float]) -> Change:
-    """By the angles (radians) about H, W, D of a volume (B, C, H, W, D), its border continued."""
+    """Rotation of a volume (B, C, H, W, D) by angles (radians) about H, W, D, with border padding."""
     rotate = Rotate(angle, keep_size=True, padding_mode="border", dtype=torch.float32)
 
     def change(volume: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Sliding windows as the published code blends them: probabilities are averaged, not logits."""
+"""Sliding windows as in the published code, which averages probabilities instead of logits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import nn
 
-LEAST = 1e-30  # of a probability, so that its logarithm is finite
+LEAST = 1e-30  # lower bound of a probability, for a finite logarithm
 
 
 class ProbabilityWindows(Inferer):
-    """Logits (B, C, H, W, D) whose softmax is the mean of the softmax of all windows, each of equal weight.
+    """Logits (B, C, H, W, D) whose softmax is the mean softmax of all windows, with equal weights.
 
-    Windows begin at every multiple of the stride; the last one ends with the volume. A volume smaller than a window is
-    padded evenly with zeros, the smaller half before it.
+    Windows start at every multiple of the stride; the last one ends with the volume. A volume smaller than a window is
+    padded evenly with zeros, with the smaller half before it.
 
     Args:
-        roi_size: sides of a window. overlap: of neighbouring windows, a share of a side.
-        sw_batch_size: windows at once.
-        keep_padding: give the padded volume, of which the published uncertainty is the mean.
+        roi_size: sides of a window. overlap: of neighbouring windows, as a share of a side.
+        sw_batch_size: windows per batch.
+        keep_padding: return the padded volume, over which the published code averages the uncertainty.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProbabilityWindows(Inferer):
 
 
 def even_padding(sides: Sequence[int], least: Sequence[int]) -> list[int]:
-    """For `torch.nn.functional.pad`: zeros to ``least`` a side, the smaller half before."""
+    """Widths for `torch.nn.functional.pad` that pad each side to at least ``least``, the smaller half first."""
     pads: list[int] = []
     for side, wanted in zip(sides, least, strict=True):
         lack = max(wanted - side, 0)

@@ -1,6 +1,6 @@
-"""The refinement between rounds as an Ignite engine: two kinds of vote behind one interface, and the guard.
+"""The refinement between rounds as an Ignite engine, with two kinds of votes behind one interface, and the guard.
 
-A kind is called with a case and proposes a label (H, W, D) for it on the scan's grid, or None to leave it alone.
+A kind is called with a case. It proposes a label (H, W, D) on the scan's grid, or None to keep the prediction.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ log = logging.getLogger("semisam_o1")
 
 
 class Guard:
-    """The quality of a label file of a case without truth: its predicted Dice or, where ``quality_estimate`` is off,
-    its Dice with the label that round 0 carried there."""
+    """The quality of a label file of a case, without truth: its predicted Dice or, if ``quality_estimate`` is off, its
+    Dice with the label of round 0."""
 
     def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path, quality_estimate: bool = True):
         self.cohort, self.carried = cohort, RunFolder(output_dir).round(0).label
@@ -50,11 +50,11 @@ def refinement_engine(
     least_gain: float = 0.001,
     handlers: Sequence = (),
 ) -> Engine:
-    """An engine that runs over the pool and writes a round's labels: predictions, mended where ``propose`` says.
+    """An engine that runs over the pool and writes a round's labels: the predictions, or labels from ``propose``.
 
-    ``engine.state.replaced`` names the cases whose label changed. Where ``guard`` tells the quality of a label, a
-    proposal of a lower quality than the prediction is turned down; where proposals gain less than ``least_gain`` on
-    average, which is less than the guard can tell, all are turned down and the refinement is switched off.
+    ``engine.state.replaced`` names the cases whose label changed. ``guard`` returns the quality of a label. A proposal
+    with a lower quality than the prediction is rejected. If the mean gain of the proposals is below ``least_gain``,
+    which is less than the guard can measure, all are rejected and the refinement is switched off.
     """
     folder = RunFolder(output_dir).round(round)
 
@@ -87,9 +87,9 @@ def refinement_engine(
         mean = sum(gains.values()) / max(len(gains), 1)
         off = bool(gains) and mean < least_gain
         if gains:
-            log.info("refinement: proposals for %d labels, worth %+.4f by the guard", len(gains), mean)
+            log.info("refinement: proposals for %d labels, mean gain in quality %+.4f", len(gains), mean)
         if off:
-            log.info("refinement is switched off: its proposals are worth no more than the predictions")
+            log.info("refinement is switched off: its proposals do not improve on the predictions")
             for case in gains:
                 shutil.copyfile(folder.prediction(case.name), folder.label(case.name))
             engine.state.replaced = []

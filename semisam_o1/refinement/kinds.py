@@ -1,4 +1,4 @@
-"""The kinds of vote that a refinement can take."""
+"""The kinds of votes for the refinement."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from semisam_o1.uncertainty import confidence
 
 log = logging.getLogger("semisam_o1")
 
-EXACT = 1_000_000  # places among which the most similar are searched exactly
+EXACT = 1_000_000  # up to this number of voting tokens the search is exact
 
 
-VOTING_SCANS = 64  # whose places are kept in memory
+VOTING_SCANS = 64  # scans whose voting tokens are kept in memory
 
 
 def no_votes(case: Case) -> None:
-    """Every label stays as predicted."""
+    """No refinement: every label stays as predicted."""
 
 
 class VolumeVotes:
-    """As published: a volume that is unsure as a whole gets its label from the whole volumes most similar to it.
+    """As published: an uncertain volume gets its label by a vote of the most similar certain volumes.
 
-    See `votes.uncertain`, `volume_votes`, `vote_labels`. Templates are certain and vote with their own labels; where
-    round 0 aligned them, the one that suits the scan best votes for all.
+    See `votes.uncertain`, `volume_votes`, `vote_labels`. Templates are certain and vote with their own labels. If
+    round 0 aligned them, only the scan's best template votes.
 
     Args:
-        output_dir, round: of the predictions.
-        k: how many vote; where fewer are certain, every label is left alone.
-        quantile: of the mean entropies; volumes from there on are unsure.
+        output_dir, round: the run's folder and the round of the predictions.
+        k: number of voting volumes; with fewer certain volumes, all labels stay as predicted.
+        quantile: of the mean entropies; volumes at or above it are uncertain.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class VolumeVotes:
         pool = [case for case in cohort.pool if case.name in uncertainty]
         self.voters = list(cohort.templates) + pool
         self.descriptors = store.descriptors(case.name for case in self.voters)
-        unsure = uncertain([uncertainty[case.name]["uncertainty"] for case in pool], quantile)
-        self.certain = np.concatenate([np.ones(len(cohort.templates), bool), ~unsure])
+        doubtful = uncertain([uncertainty[case.name]["uncertainty"] for case in pool], quantile)
+        self.certain = np.concatenate([np.ones(len(cohort.templates), bool), ~doubtful])
         if self.certain.sum() < k:
-            log.info("refinement: %d certain volumes, fewer than knn_k = %d: labels left alone", self.certain.sum(), k)
+            log.info("refinement: %d certain volumes, fewer than knn_k = %d: labels unchanged", self.certain.sum(), k)
 
     def __call__(self, case: Case) -> torch.Tensor | None:
         place, certain = self.voters.index(case), self.certain.copy()
@@ -79,7 +79,7 @@ class VolumeVotes:
 
 
 class _TemplatePlaces:
-    """One template's places with a say, and the basis and scale in which others are compared with them."""
+    """One template's voting tokens, and the basis and scale for comparing other tokens with them."""
 
     def __init__(self, features: Features, reference: Reference, reach: float, position_weight: float):
         self.basis = principal(reference.tokens, CHANNELS)
@@ -92,25 +92,25 @@ class _TemplatePlaces:
 
 
 class VoxelVotes:
-    """Unsure places of a volume get their label from the most similar places of the scans most like it.
+    """Uncertain voxels get their label by a vote of the most similar tokens of the most similar scans.
 
-    Places are tokens, compared by feature and by where round 0 found them in the template; a vote counts by similarity
-    and by how sure its place is, the template's own places being certain: see `refinement.voxel_votes`. The vote and
-    what the network said are joined; what is sure stays as predicted. Where round 0 aligned nothing (`copy`,
-    `prototype`) the template's grid is stretched over the scan's.
+    Tokens are compared by their features and by their position in the template, as found in round 0. A vote is
+    weighted by similarity and by the confidence of its token; the template's own tokens are certain: see
+    `votes.voxel_votes`. The vote is averaged with the network's probabilities. Certain voxels stay as predicted. If
+    round 0 aligned nothing (`copy`, `prototype`), the template's grid is stretched over the scan's.
 
     Args:
-        output_dir, round: of the predictions and the network's probabilities; round 0 of the same run says where each
-            token lies in the template that suits the scan best.
-        unsure: uncertainty from which a place is unsure.
-        quantile: in place of ``unsure``: of the uncertainties in the volume.
-        scans: of how many scans the places vote, besides the template's.
-        k: how many places vote.
-        share: of the vote in the new probabilities, beside what the network said.
-        position_weight: of a distance of one label radius, beside a descriptor's distance.
-        reach: how far from a border places still vote, in label radii.
-        most_voters: of a scan's places near a border at most so many vote, drawn by a fixed seed.
-        cells: of an inexact index, see `neighbours.nearest`; a search among fewer than a million places is exact.
+        output_dir, round: the run's folder and the round of the predictions; round 0 of the run gives the position of
+            each token in the scan's best template.
+        unsure: least uncertainty of an uncertain voxel.
+        quantile: sets ``unsure`` to this quantile of the uncertainties in the volume.
+        scans: number of scans whose tokens vote, besides the template.
+        k: number of voting tokens.
+        share: weight of the vote in the new probabilities; the network's probabilities have the rest.
+        position_weight: weight of a distance of one label radius, relative to a descriptor distance.
+        reach: largest distance of a voting token from a border, in label radii.
+        most_voters: largest number of voting tokens of a scan, drawn with a fixed seed.
+        cells: of an approximate index, see `neighbours.nearest`; a search among up to a million tokens is exact.
     """
 
     def __init__(
@@ -165,25 +165,25 @@ class VoxelVotes:
         return torch.where(uncertainty >= least, joined.argmax(0).to(label), label)
 
     def _most_like(self, name: str) -> str:
-        """The template most like a scan by global descriptor, where nothing was aligned."""
+        """The template most similar to a scan by global descriptor; used if nothing was aligned."""
         own, others = self.store.descriptors([name])[0], self.store.descriptors(self.templates)
         return list(self.templates)[int(np.argmax(others @ own))]
 
     def _predicted(self, name: str, grid: Grid) -> Probabilities:
-        """What the network says of a scan, on ``grid``."""
+        """The network's probabilities of a scan, on ``grid``."""
         probabilities, affine = self.predicted.load(name, ["probabilities", "affine"])
         return to_grid(probabilities, affine, grid).clamp(0, 1)
 
     def _seen(self, name: str, template: str) -> tuple[Features, Tokens, torch.Tensor, Probabilities]:
-        """A scan on its token grid: its features; their principal components (C, H, W, D); where each token lies in
-        ``template``, (H, W, D, 3) mm; what the network says there, (num_classes, H, W, D)."""
+        """A scan on its token grid: its features; their principal components (C, H, W, D); the position of each token
+        in ``template``, (H, W, D, 3) mm; the network's probabilities, (num_classes, H, W, D)."""
         first = FirstPass.load(self.records, name, "frame", "template", "points")
         features = self.store.frame(first.frame).load(name)
         grid = Grid(features.affine, tuple(features.tokens.shape[1:]))
         points = centred_points(grid.shape, features.step_mm)
         if first.points is not None and first.template in (template, ""):
             points = first.points
-        elif first.template:  # aligned to another template best: by the affine map alone
+        elif first.template:  # another template is the scan's best one: use the affine map only
             points = FirstPass.alignment(self.records, name, template).to_template(points)
         else:
             points = points * (self.templates[template].extent / (torch.tensor(grid.shape) * features.step_mm))
@@ -207,7 +207,7 @@ class VoxelVotes:
         return Voters(vectors, probabilities.flatten(1).T[near], confidence(probabilities).flatten()[near])
 
     def _similar(self, name: str) -> list[str]:
-        """The scans most like it: its atlases of the label fusion, else the nearest by global descriptor."""
+        """The most similar scans: the atlases of label fusion, else the nearest by global descriptor."""
         if self.fused.has(name, "atlases"):
             (names,) = self.fused.load(name, ["atlases"])
         else:

@@ -1,4 +1,4 @@
-"""Which pseudo-labels are unsure, and what their most similar sure neighbours say instead (pure functions)."""
+"""Selection of uncertain pseudo-labels, and votes of similar certain volumes or tokens (pure functions)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from semisam_o1.neighbours import nearest
 from semisam_o1.types import Tokens
 
-LEAST_WEIGHT = 1e-8  # of all votes together, as published
+LEAST_WEIGHT = 1e-8  # least sum of the weights of all votes, as published
 
 
 def uncertain(uncertainties: Sequence[float], quantile: float) -> np.ndarray:
-    """Which volumes are not certain, (N,) bool: u_n >= the ``quantile`` quantile of all u_n, as published."""
+    """Which volumes are uncertain, (N,) bool: u_n >= the ``quantile`` quantile of all u_n, as published."""
     values = np.asarray(uncertainties, float)
     return values >= np.quantile(values, quantile)
 
@@ -27,11 +27,11 @@ def volume_votes(
     """The ``k`` certain volumes most similar to a volume, and the weight of each: max(cosine, 0).
 
     Args:
-        descriptors: (N, C) of unit length, templates among them. certain: (N,) bool. query: (C,) of unit length.
+        descriptors: (N, C) of unit length, including templates. certain: (N,) bool. query: (C,) of unit length.
 
     Returns:
-        Indices (k,) into ``descriptors``, most similar first, and weights (k,); both empty where fewer than k are
-        certain or where the weights sum to nothing, either of which leaves the label as it is.
+        Indices (k,) into ``descriptors``, most similar first, and weights (k,). Both are empty if fewer than k volumes
+        are certain or the weights sum to less than LEAST_WEIGHT; then the label stays as it is.
     """
     candidates = np.flatnonzero(certain)
     if len(candidates) < k:
@@ -49,7 +49,8 @@ def vote_labels(
 ) -> torch.Tensor:
     """The class with the largest weight at each voxel of a volume of ``shape`` (H, W, D), as published.
 
-    Each neighbour's label (h, w, d) is nearest-resampled to ``shape``, unaligned: anatomy blurs where it differs.
+    Each neighbour's label (h, w, d) is resampled to ``shape`` (nearest neighbour) without alignment, so the vote blurs
+    differing anatomy.
     """
     total = torch.zeros(num_classes, *shape)
     for label, weight in zip(labels, weights):
@@ -59,7 +60,7 @@ def vote_labels(
 
 
 class Voters(NamedTuple):
-    """Places with a say: ``vectors`` (n, d), ``shares`` of the classes (n, num_classes), ``confidence`` (n,)."""
+    """Voting tokens: ``vectors`` (n, d), class ``shares`` (n, num_classes), ``confidence`` (n,)."""
 
     vectors: torch.Tensor
     shares: torch.Tensor
@@ -67,21 +68,21 @@ class Voters(NamedTuple):
 
 
 def place_vectors(tokens: Tokens, points: torch.Tensor, position_weight: float) -> torch.Tensor:
-    """What places are compared by: feature and weighted position, (H W D, C + 3).
+    """The vectors for comparing tokens: feature and weighted position, (H W D, C + 3).
 
     Args:
-        tokens: (C, H, W, D). points: (H, W, D, 3), where each lies in the template, mm. position_weight: a mm.
+        tokens: (C, H, W, D). points: (H, W, D, 3), positions in the template, mm. position_weight: per mm.
     """
     return torch.cat([tokens.flatten(1).T, position_weight * points.reshape(-1, 3)], 1)
 
 
 def voxel_votes(voters: Voters, queries: torch.Tensor, k: int, cells: int = 0, seed: int = 0) -> torch.Tensor:
-    """What its ``k`` nearest voters say of each place: (m, num_classes), summing to 1.
+    """Class shares of each query by a vote of its ``k`` nearest voters: (m, num_classes), summing to 1.
 
-    A voter at squared distance d counts exp(-d / median d) x its confidence, with its shares of the classes.
+    A voter at squared distance d votes for its class shares with the weight exp(-d / median d) x confidence.
 
     Args:
-        queries: (m, d), see `place_vectors`. cells: of an inexact index, see `neighbours.nearest`.
+        queries: (m, d), see `place_vectors`. cells: of an approximate index, see `neighbours.nearest`.
     """
     distance, indices = nearest(voters.vectors.numpy(), queries.numpy(), k, cells, seed=seed)
     found = torch.from_numpy(indices)

@@ -1,1 +1,1 @@
-"""How good labels are, in figures and pictures."""
+"""Metrics and pictures of labels, and the report."""

@@ -1,19 +1,19 @@
-"""How well a label meets the truth: Dice, Jaccard, 95% Hausdorff and average surface distance, always finite.
+"""Metrics of a label against the truth: Dice, Jaccard, 95% Hausdorff and average surface distance, always finite.
 
 Two definitions, chosen by name:
 
 ========================  =======================================  ==========================================
 what                      ``mm`` (MONAI's)                         ``paper`` (the published code's)
 ========================  =======================================  ==========================================
-unit of distance          mm, by the scan's own spacing            voxels
+unit of distance          mm, with the scan's own spacing          voxels
 hd95_mm                   larger of both directions' percentiles   percentile of both directions, pooled
-asd_mm                    mean over both surfaces                  mean from prediction to truth alone
+asd_mm                    mean over both surfaces                  mean from prediction to truth only
 both labels empty         1, 1, 0, 0                               1, 1, 0, 0
 one of them empty         0, 0, the volume's diagonal twice        0, 0, 200, 100
 ========================  =======================================  ==========================================
 
-The diagonal is the farthest that two points of a volume can lie apart, so a missing structure is never scored
-better than a misplaced one, and no NaN enters a mean. The column names end in ``_mm`` under both definitions.
+The diagonal is the largest possible distance in a volume, so a missing structure never has a better score than a
+misplaced one, and no mean contains NaN. The column names end in ``_mm`` under both definitions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from semisam_o1.tables import COUNT, TEXT, read_rows, write_rows
 from semisam_o1.types import Case
 
 SPLITS = ("pool", "val", "test")
-STAGES = ("copied", "propagated", "predicted", "refined")  # in the order in which a run makes them
+STAGES = ("copied", "propagated", "predicted", "refined")  # in the order of a run
 STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 
 
@@ -57,29 +57,29 @@ class Pair:
 
     @cached_property
     def present(self) -> int:
-        """How many of the two masks hold a voxel."""
+        """The number of masks that are not empty."""
         return int(self.prediction.any()) + int(self.truth.any())
 
     @cached_property
     def distances(self) -> tuple[np.ndarray, np.ndarray]:
-        """From each surface voxel of the prediction to the truth's surface (n,), and from the truth's back (m,)."""
-        # What MONAI's two surface metrics call, called once for both: the distances are nearly all of the cost.
+        """Distances of the prediction's surface voxels to the truth's surface (n,), and of the truth's to it (m,)."""
+        # Computed once for both of MONAI's surface metrics, because the distances are most of the cost.
         edges = get_mask_edges(self.prediction, self.truth)
         return tuple(get_surface_distance(*e, spacing=self.spacing).astype(float) for e in (edges, edges[::-1]))
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that tells how well a label meets the truth. A new one is added to OURS, and every table has it.
+    """A metric of a label against the truth. Add a new one to OURS to include it in every table.
 
     Attributes:
         name: of its column in metrics.csv.
-        title, unit: its heading in tables for people; ``unit`` is empty for a plain number.
-        better: which of two values is the better one.
-        digits: decimals in tables for people.
-        both_empty: its value where neither label has the class.
-        missed: its value where one alone has the class; None is the volume's diagonal.
-        function: its value where both have it.
+        title, unit: its heading in printed tables; ``unit`` is empty for a number without unit.
+        better: whether higher or lower values are better.
+        digits: decimals in printed tables.
+        both_empty: its value if neither label has the class.
+        missed: its value if only one of them has the class; None is the volume's diagonal.
+        function: computes its value if both have the class.
     """
 
     name: str
@@ -119,17 +119,17 @@ DICE = Measure("dice", "Dice", "", "higher", 3, 1.0, 0.0, lambda pair: _overlap(
 JACCARD = Measure("jaccard", "Jaccard", "", "higher", 3, 1.0, 0.0, lambda pair: _overlap(compute_iou, pair))
 HD95 = Measure("hd95_mm", "HD95", "mm", "lower", 2, 0.0, None, lambda pair: max(map(_percentile, pair.distances)))
 ASD = Measure("asd_mm", "ASD", "mm", "lower", 2, 0.0, None, lambda pair: np.concatenate(pair.distances).mean())
-OURS = (DICE, JACCARD, HD95, ASD)  # charts and captions tell of the first
-PUBLISHED = {  # what the published code measures otherwise
+OURS = (DICE, JACCARD, HD95, ASD)  # charts and captions show the first
+PUBLISHED = {  # metrics that the published code defines differently
     HD95: replace(HD95, unit="voxels", missed=200.0, function=lambda pair: _percentile(np.concatenate(pair.distances))),
     ASD: replace(ASD, unit="voxels", missed=100.0, function=lambda pair: pair.distances[0].mean()),
 }
-# Of each definition; the names are the same in both.
+# The metrics of each definition; names are the same in both.
 MEASURES: dict[str, tuple[Measure, ...]] = {"mm": OURS, "paper": tuple(PUBLISHED.get(m, m) for m in OURS)}
 
 
 def columns() -> dict[str, str]:
-    """The columns of metrics.csv, name -> format as `tables` has it; the same under every definition."""
+    """The columns of metrics.csv, name -> format (see `tables`); the same under every definition."""
     fixed = {"case": TEXT, "split": TEXT, "round": COUNT, "stage": TEXT, "class": TEXT}
     return fixed | {measure.name: ".6f" for measure in MEASURES["mm"]}
 
@@ -139,27 +139,29 @@ def score(
 ) -> list[dict[str, Any]]:
     """Score integer labels (H, W, D) against the truth (H, W, D); ``spacing_mm`` (3,) runs along the axes.
 
-    Dice 2|A∩B|/(|A|+|B|), Jaccard |A∩B|/|A∪B|. A surface is the voxels of a class that one of their six
-    neighbours does not share (beyond the volume's edge counts as another class); distances run between voxel
-    centres. Definitions and empty labels: the module's table.
+    Dice 2|A∩B|/(|A|+|B|), Jaccard |A∩B|/|A∪B|. The surface of a class consists of its voxels with a neighbour (of
+    six) in another class or outside of the volume. Distances are between voxel centres. For definitions and empty
+    labels see the table of the module.
 
     Returns:
-        one dictionary for each class 1..num_classes - 1 and one for ``mean``, their arithmetic mean: keys ``class``
-        and the measures' names (``dice``, ...). Classes beyond num_classes are not counted.
+        one dictionary for each class 1..num_classes - 1 and one for ``mean``, their arithmetic mean, with the keys
+        ``class`` and the names of the metrics (``dice``, ...). Higher class numbers are ignored.
 
     Raises:
         ValueError: the shapes differ or are not 3D, the definition is unknown, or num_classes is under 2.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or prediction.ndim != 3:
-        raise ValueError(f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal, 3D")
+        raise ValueError(
+            f"label of shape {prediction.shape} against truth of shape {truth.shape}: expected equal 3D shapes"
+        )
     if definition not in MEASURES:
         raise ValueError(f"definition of the metrics is '{definition}', expected one of {', '.join(MEASURES)}")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, expected 2 or more (background and a foreground class)")
     spacing = np.broadcast_to(np.asarray(spacing_mm, float), 3) if definition == "mm" else np.ones(3)
     diagonal = float(np.linalg.norm(np.array(truth.shape) * spacing))
-    # Nothing outside the foreground's box changes a number, and boxes are small beside scans.
+    # Voxels outside the foreground's bounding box do not change any metric, and the box is much smaller than the scan.
     box = _bounding_box((prediction > 0) | (truth > 0))
     prediction, truth = prediction[box], truth[box]
     measures, rows = MEASURES[definition], []
@@ -170,7 +172,7 @@ def score(
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box (three slices) around every True of ``mask`` (H, W, D); empty where there is none."""
+    """The bounding box (three slices) of ``mask`` (H, W, D); empty for an empty mask."""
     box = []
     for axis in range(3):
         found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -186,21 +188,21 @@ def evaluate_folder(
     definition: str = "mm",
     known: dict[tuple[str, str, str], list[dict[str, Any]]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score labels, (H, W, D) in each scan's own grid, against the truth of ``cases``: rows for `write_csv`.
+    """Score labels, (H, W, D) on each scan's own grid, against the truth of ``cases``: rows for `write_csv`.
 
-    Cases without truth or without a label file are passed over. Spacing is that of the truth's affine
+    Cases without truth or without a label file are skipped. The spacing is that of the truth's affine
     (``cohort.hdf5_spacing`` for HDF5).
 
     Args:
-        label: a case's name -> where its label lies, if there is one.
-        cohort: gives ``num_classes`` and ``hdf5_spacing``.
+        label: case name -> path of its label, which may not exist.
+        cohort: provides ``num_classes`` and ``hdf5_spacing``.
         here: ``split``, ``round`` and ``stage``, written into every row.
         definition: ``mm`` or ``paper``.
-        known: scores kept by the caller between calls of one run; a file with the bytes of one scored
-            before, as refinement leaves most, is not scored again.
+        known: cache of scores, shared between calls; a file with the same bytes as a scored one is not scored again.
+            Refinement leaves most files unchanged.
 
     Raises:
-        ValueError: label and truth of a case differ in shape, or the label is not whole numbers.
+        ValueError: label and truth of a case differ in shape, or the label has values that are not whole numbers.
     """
     known = {} if known is None else known
     rows = []
@@ -220,7 +222,7 @@ def _evaluate_case(case: Case, path: Path, cohort: Cohort, definition: str) -> l
     if label.shape != truth.shape:
         raise ValueError(
             f"{case.name}: the label {path} has shape {tuple(label.shape[1:])}, the truth {case.label} has"
-            f" {tuple(truth.shape[1:])}; labels must lie in the scan's own grid, so write this one anew"
+            f" {tuple(truth.shape[1:])}; labels must be on the scan's own grid, so write this one again"
         )
     arrays = []
     for volume, origin in ((label, path), (truth, case.label)):
@@ -230,17 +232,17 @@ def _evaluate_case(case: Case, path: Path, cohort: Cohort, definition: str) -> l
             raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
         arrays.append(whole)
     spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
-    arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merged, where classes are
+    arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merges classes if the cohort does
     return score(arrays[0], arrays[1], spacing, cohort.num_classes, definition)
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
-    """Write rows of `evaluate_folder` as ``metrics.csv``, six decimals, whole or not at all."""
+    """Write rows of `evaluate_folder` as ``metrics.csv``, with six decimals, atomically."""
     return write_rows(path, columns(), rows)
 
 
 def read_csv(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.csv``: ``round`` and a numbered ``class`` as int, the measures as float.
+    """The rows of a ``metrics.csv``: ``round`` and class numbers as int, metrics as float.
 
     Raises:
         ValueError: a column is missing; the message names it.
@@ -250,13 +252,13 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: Iterable[Mapping[str, Any]], label: int | str = "mean") -> list[dict[str, Any]]:
-    """A row for each (split, round, stage), in the order of the run, over the cases of ``rows``.
+    """One row for each (split, round, stage), in the order of the run, over the cases of ``rows``.
 
-    Keys: ``split``, ``round``, ``stage``, ``cases`` (their number) and, for each measure, ``<measure>_mean``,
-    ``_median`` and ``_worst`` (the smallest overlap, the largest distance).
+    Keys: ``split``, ``round``, ``stage``, ``cases`` (their number) and, for each metric, ``<metric>_mean``, ``_median``
+    and ``_worst`` (the smallest overlap, the largest distance).
 
     Args:
-        label: the class to tell of, or ``mean`` for the mean over the foreground.
+        label: a class number, or ``mean`` for the mean over the foreground.
     """
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -278,7 +280,7 @@ def summary(rows: Iterable[Mapping[str, Any]], label: int | str = "mean") -> lis
 
 
 def summary_text(rows: Iterable[Mapping[str, Any]], unit: str = "mm") -> str:
-    """The summary of ``rows`` as a table for a terminal; distances are called by ``unit``."""
+    """The summary of ``rows`` as a text table; ``unit`` is the unit of distances in the heading."""
     first, *others = MEASURES["mm"]
     titles = [f"{m.title} {unit if m.unit == 'mm' else m.unit}".rstrip() for m in others]
     head = ["split", "round", "stage", "cases", first.title, "median", "worst", *titles]

@@ -1,4 +1,4 @@
-"""How far two labels overlap: Dice of hard and of fractional ones (pure functions)."""
+"""Overlap of two labels: Dice of hard and of fractional labels (pure functions)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from semisam_o1.types import Probabilities
 
 
 def mean_dice(one: torch.Tensor, other: torch.Tensor, num_classes: int) -> float:
-    """Mean Dice over the foreground classes of two labels (H, W, D); a class that both lack counts 1."""
+    """Mean Dice over the foreground classes of two labels (H, W, D); a class missing in both counts as 1."""
     overlaps = []
     for number in range(1, num_classes):
         a, b = one == number, other == number
@@ -18,12 +18,12 @@ def mean_dice(one: torch.Tensor, other: torch.Tensor, num_classes: int) -> float
 
 
 def soft_dice(one: Probabilities, other: Probabilities, overlap: str = "min") -> float:
-    """Mean over the foreground classes of 2 |p and q| / (sum p + sum q); a class that both lack is left out.
+    """Mean over the foreground classes of 2 |p and q| / (sum p + sum q); a class missing in both is left out.
 
-    |p and q| is the sum of min(p, q), or with ``overlap`` "product" of p q: the expected overlap of a hard label
-    with a truth of which probabilities are known.
+    |p and q| is the sum of min(p, q) or, with ``overlap`` "product", of p q: the expected overlap of a hard label with
+    a truth given by probabilities.
     """
     both = torch.minimum(one, other) if overlap == "min" else one * other
     total = (one + other)[1:].flatten(1).sum(1)
-    there = total > 1e-3
-    return float((2 * both[1:].flatten(1).sum(1)[there] / total[there]).mean()) if there.any() else 1.0
+    present = total > 1e-3
+    return float((2 * both[1:].flatten(1).sum(1)[present] / total[present]).mean()) if present.any() else 1.0

@@ -1,7 +1,7 @@
-"""What a run came to, for people: one page, ``RUN/report.html``, with pictures of labels on their scans.
+"""The report of a run: one page, ``RUN/report.html``, with pictures of labels on their scans.
 
-The page is made from the files of the run folder and the scans alone, so it can be made again at any time. It
-holds its pictures and styles and asks nothing of a network. What it says stands in ``templates``.
+The page is made only from the run folder and the scans, so it can be made again at any time. It contains its pictures
+and styles and loads nothing from the internet. Its text is in ``templates``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from semisam_o1.tables import TEXT, read_rows
 from semisam_o1.types import Case
 
 STAGE_NAMES = {"copied": "copied template label (the floor)"}
-NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> what it is called
+NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> shown name
 
 PAGES = Environment(
     loader=PackageLoader("semisam_o1.report"),
@@ -36,20 +36,20 @@ PAGES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-# The one place where text becomes HTML without being escaped: the tag escapes its description itself.
+# The only unescaped HTML: the tag escapes its description itself.
 PAGES.filters["picture"] = lambda content, text: Markup(picture_tag(content, text))  # noqa: S704
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a file of ``templates``; whatever ``values`` hold is escaped.
+    """Render a file of ``templates``; all ``values`` are escaped.
 
-    A template shows a picture, the bytes of a PNG, by ``{{ bytes | picture("its description") }}``.
+    A template shows a picture, the bytes of a PNG, with ``{{ bytes | picture("its description") }}``.
     """
     return PAGES.get_template(template).render(values)
 
 
 class _Table(NamedTuple):
-    """Texts in rows; the columns numbered in ``right`` hold numbers and stand on the right."""
+    """Rows of text; the columns with indices in ``right`` are right-aligned."""
 
     head: Sequence[str]
     rows: list[list[str]]
@@ -57,7 +57,7 @@ class _Table(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """A case on the page: its picture, or why there is none, and a line below it."""
+    """A case on the page: its picture, or the reason why there is none, and its caption."""
 
     name: str
     note: str
@@ -66,23 +66,23 @@ class _Drawn(NamedTuple):
 
 
 def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> Path:
-    """Write the page of a run, self-contained, whole or not at all, and return its path.
+    """Write the self-contained page of a run atomically and return its path.
 
-    It reads the run's record, figures, list for review and final labels, each where present, so a run of round 0
-    alone has its page as well.
+    It reads the run's record, metrics, review list and final labels, if they exist, so it also works for a run of
+    round 0 alone.
 
     Args:
         run_dir: the run's folder.
-        cohort: gives ``templates``, the cases of each split, ``classes``, ``set_aside`` and how to read HDF5.
-        max_cases: how many cases get a picture, those most in need of review first.
+        cohort: provides ``templates``, the cases of each split, ``classes``, ``set_aside`` and the HDF5 settings.
+        max_cases: number of cases with a picture, those most in need of review first.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DatasetError: the folder is of an earlier layout.
+        FileNotFoundError: the folder does not exist.
+        DatasetError: the folder has an earlier layout.
     """
     run = RunFolder(run_dir)
     if not run.path.is_dir():
-        raise FileNotFoundError(f"{run.path}: no such run folder; expected what a run has written")
+        raise FileNotFoundError(f"{run.path}: no such run folder; expected the folder of a run")
     record = run.read_record()
     settings = record.get("settings", {})
     measures = MEASURES[settings.get("metric_definition", "mm")]
@@ -109,7 +109,7 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
 
 
 def _foreground(cohort: Cohort) -> list[tuple[int, str]]:
-    """Number and name of each class but the background."""
+    """Number and name of each foreground class."""
     return [(number, name) for number, name in sorted(cohort.classes.items()) if number > 0]
 
 
@@ -124,14 +124,14 @@ def _cell(value: Any) -> str:
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], cohort: Cohort, measures: Sequence[Measure]) -> dict[str, Any]:
-    """The table of numbers a round and the chart of the first measure, from the rows of metrics.csv; empty without."""
+    """The table of metrics per round and the chart of the first metric, from the rows of metrics.csv; or {}."""
     lines = summary(rows)
     if not lines:
         return {}
     first, *others = measures
     key = itemgetter("split", "round", "stage")
     foreground = _foreground(cohort)
-    classes = foreground if len(foreground) > 1 else []  # one class: its mean is the mean
+    classes = foreground if len(foreground) > 1 else []  # with one class, its mean is the overall mean
     each = [{key(line): line[f"{first.name}_mean"] for line in summary(rows, number)} for number, _ in classes]
     head = ["split", "round", "stage", "cases", f"{first.title}, mean", "median", "worst"]
     head += [f"{first.title}, {name}" for _, name in classes]
@@ -152,7 +152,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], cohort: Cohort, measures: Sequen
 
 
 def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
-    """The mean of a measure a round, a line for each split and stage, from `summary`'s rows: a PNG."""
+    """A PNG chart of the mean of a metric per round, one line for each split and stage, from the rows of `summary`."""
     figure = Figure(figsize=(5.6, 2.8), dpi=110, layout="constrained")
     axis = figure.subplots()
     rounds = sorted({line["round"] for line in table})
@@ -193,7 +193,7 @@ def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
 def _drawn_cases(
     run: RunFolder, cohort: Cohort, split: str, rows: Iterable[Mapping[str, Any]], first: Measure, max_cases: int
 ) -> list[_Drawn]:
-    """The first cases of ``split`` in the order of the list for review, worst first; those it lacks come after."""
+    """The first cases of ``split`` in the order of the review list, worst first; unlisted cases come last."""
     review: dict[str, dict[str, Any]] = {}
     if run.review.is_file():
         found = read_rows(run.review, {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"})
@@ -218,7 +218,7 @@ def _drawn_cases(
 
 
 def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_template: bool = False) -> _Drawn:
-    """A case's picture and a line below it; where it cannot be drawn the page says why and goes on."""
+    """A case's picture and caption; if it cannot be drawn, the reason."""
     note = note or "truth unknown"
     if label is None:
         return _Drawn(case.name, note, problem="No label was written.")
@@ -229,8 +229,8 @@ def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_templat
         arrays = [np.asarray(image[0])] + [np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths]
         (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
         masks = [mask.astype(np.int32).clip(max=cohort.num_classes - 1) for mask in masks] + [None]
-        known = format_of(case.image).has_geometry  # HDF5 does not say how its axes run
+        known = format_of(case.image).has_geometry  # HDF5 files contain no orientation
         picture = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
-    except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad file must not cost the page
+    except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; the page must not fail
         return _Drawn(case.name, note, problem=f"No picture: {error}")
     return _Drawn(case.name, note, picture)

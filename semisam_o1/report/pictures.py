@@ -1,4 +1,4 @@
-"""Labels drawn on their scans: three planes a case, contours in colours that everybody can tell apart."""
+"""Pictures of labels on their scans: three planes per case, contours in colours safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from PIL import Image
 from semisam_o1.files import atomic_write
 from semisam_o1.types import Affine
 
-# Okabe and Ito's colours, told apart by colour-blind readers; yellow is kept for the truth.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; yellow is reserved for the truth.
 COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH_COLOUR = "#F0E442"
-# The axes (across, up, through) of each plane in RAS and what lies at its left, right and top.
+# The RAS axes (across, up, through) of each plane and the letters at its left, right and top.
 PLANES = {"axial": (0, 1, 2, "RLA"), "coronal": (0, 2, 1, "RLS"), "sagittal": (1, 2, 0, "APS")}
 
 
 def class_colour(number: int) -> str:
-    """The colour of class ``number`` (1, 2, ...); after six they come round again."""
+    """The colour of class ``number`` (1, 2, ...); the six colours repeat."""
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
 def to_ras(arrays: Sequence[np.ndarray], affine: Affine) -> tuple[list[np.ndarray], np.ndarray]:
-    """Arrays (H, W, D) of one grid, axes flipped and swapped to run to right, anterior and superior.
+    """Flip and swap the axes of arrays (H, W, D) on one grid so that they run to right, anterior and superior.
 
-    Nothing is resampled: an oblique scan stays as stored, along the nearest axes. Returns the arrays and the
-    spacing (3,) in mm along their new axes.
+    There is no resampling: an oblique scan keeps its own axes, in the order of the nearest RAS axes. Returns the arrays
+    and the spacing (3,) in mm along their new axes.
     """
     orientation = io_orientation(affine)
     sizes = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
@@ -47,7 +47,7 @@ def to_ras(arrays: Sequence[np.ndarray], affine: Affine) -> tuple[list[np.ndarra
 
 
 class _View(NamedTuple):
-    """What is shown: the voxel ``centre`` (3,), the window's lower corner ``low`` (3,) and sides, in mm."""
+    """The part to draw: the voxel ``centre`` (3,), the window's lower corner ``low`` (3,) and sides, in mm."""
 
     centre: np.ndarray
     low: np.ndarray
@@ -56,9 +56,9 @@ class _View(NamedTuple):
 
 
 def _view(label: np.ndarray, truth: np.ndarray | None, spacing: np.ndarray) -> _View:
-    """The planes through the label's centre of mass, 2.2 times its extent wide, kept within the scan.
+    """The planes through the label's centre of mass, 2.2 times its extent wide, within the scan.
 
-    An empty label gives way to the truth, and that to the whole scan.
+    For an empty label the truth is used; if that is empty too, the whole scan.
     """
     places = np.argwhere(label > 0)
     if not len(places) and truth is not None:
@@ -70,7 +70,7 @@ def _view(label: np.ndarray, truth: np.ndarray | None, spacing: np.ndarray) -> _
     else:
         centre, reach = np.array(label.shape) // 2, extent.max()
     wide = float(min(max(2.2 * reach, extent.max() / 4), extent.max()))
-    tall = float(min(wide, extent[1:].max()))  # axes 1 and 2 are those that run upwards in some plane
+    tall = float(min(wide, extent[1:].max()))  # axes 1 and 2 are vertical in some plane
     low = []
     for axis in range(3):
         side = tall if axis == 2 else wide
@@ -93,7 +93,7 @@ def _draw_planes(
     sample = image[::2, ::2, ::2]
     sample = sample[np.isfinite(sample)]
     dark, bright = np.percentile(sample, (0.5, 99.5)) if sample.size else (0, 1)
-    # The black rim makes lines visible on bright tissue, too.
+    # A black rim keeps lines visible on bright tissue.
     halo: list[Any] = [withStroke(linewidth=width + 1, foreground="black", alpha=0.5)]
     for axis, (across, up, through, letters) in zip(axes, PLANES.values()):
         picture, *masks = (np.take(a, view.centre[through], through) for a in (image, label, truth) if a is not None)
@@ -108,17 +108,17 @@ def _draw_planes(
             vmax=bright,
             interpolation="bilinear",
         )
-        # Truth goes below: where both agree the label alone is seen.
+        # Truth is drawn first, below the label: where both agree only the label is visible.
         for mask, is_truth in reversed(list(zip(masks, (False, True)))):
-            padded = np.pad(mask, 1)  # contours close at the edge of the scan
+            padded = np.pad(mask, 1)  # closes contours at the edge of the scan
             where = [(np.arange(n + 2) - 0.5) * spacing[a] for n, a in zip(mask.shape, (across, up))]
             for number in np.unique(mask[mask > 0]):
                 colour = TRUTH_COLOUR if is_truth else class_colour(int(number))
                 lines = axis.contour(*where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width)
                 lines.set_path_effects(halo)
-        # Right is shown on the left and, in the sagittal plane, anterior too, as radiologists have it.
+        # Radiological convention: right is on the left and, in the sagittal plane, anterior is on the left.
         left, bottom = view.low[across], view.low[up]
-        # The axial plane stands as high as the others though its window is wide.
+        # The axial plane is as high as the others although its window is wider.
         bottom += (view.wide - view.tall) / 2 if up == 1 else 0
         axis.set(
             xlim=(left + view.wide, left),
@@ -145,12 +145,12 @@ def case_picture(
 ) -> bytes:
     """One scan in three orthogonal planes through its label's centre, as the bytes of a PNG of about 25 kB.
 
-    ``image``, ``label`` and ``truth`` (None where unknown) are (H, W, D) in RAS (`to_ras`); ``spacing`` (3,)
-    in mm along them sets the aspect. Each class of the label has a colour of its own, named as ``classes``
-    (number to name) says in a legend where there is a title; the truth's contours are yellow.
+    ``image``, ``label`` and ``truth`` (None if unknown) are (H, W, D) in RAS (`to_ras`); ``spacing`` (3,) in mm sets
+    the aspect ratio. Each class of the label has its own colour; the truth's contours are yellow. With a title, a
+    legend shows the names in ``classes`` (number -> name).
 
     Args:
-        marks: letters at the edges for right, anterior and so on; False where the orientation is unknown.
+        marks: letters at the edges for right, anterior and so on; False if the orientation is unknown.
 
     Raises:
         ValueError: the shapes differ.
@@ -175,13 +175,13 @@ def montage(
     path: Path,
     marks: bool = True,
 ) -> Path:
-    """A picture of several scans, one a row and its three planes the columns, written as a PNG.
+    """Write a PNG of several scans, one per row, with the three planes as columns.
 
-    Each row is (title, image, label, truth or None, spacing) as `case_picture` takes them: arrays (H, W, D)
-    in RAS, spacing in mm.
+    Each row is (title, image, label, truth or None, spacing) as in `case_picture`: arrays (H, W, D) in RAS, spacing in
+    mm.
 
     Raises:
-        ValueError: there is no row, or the shapes of one differ.
+        ValueError: there is no row, or the shapes in a row differ.
     """
     rows = list(rows)
     if not rows:
@@ -192,7 +192,7 @@ def montage(
     for i, (title, image, label, truth, spacing) in enumerate(rows):
         image, label, truth, spacing = _checked(image, label, truth, spacing, title)
         view = _view(label, truth, spacing)
-        view = view._replace(tall=view.wide, low=view.low - [0, 0, (view.wide - view.tall) / 2])  # squares in a grid
+        view = view._replace(tall=view.wide, low=view.low - [0, 0, (view.wide - view.tall) / 2])  # square panels
         bottom = (len(rows) - 1 - i) * size / total
         left, step = 0.3 / (3 * size + 0.3), size / (3 * size + 0.3)
         axes = [figure.add_axes((left + j * step, bottom, step - 0.006, (size - 0.04) / total)) for j in range(3)]
@@ -209,7 +209,7 @@ def montage(
 
 
 def _checked(image, label, truth, spacing, title: str) -> tuple:
-    """Image, label, truth and spacing as numpy arrays, or a ValueError where they do not go together."""
+    """Image, label, truth and spacing as numpy arrays; raises ValueError if their shapes differ."""
     arrays = [a if a is None else np.asarray(a) for a in (image, label, truth)]
     shapes = [a.shape for a in arrays if a is not None]
     if len(set(shapes)) > 1 or len(shapes[0]) != 3:
@@ -218,13 +218,13 @@ def _checked(image, label, truth, spacing, title: str) -> tuple:
 
 
 def _handles(classes: Mapping[int, str], with_truth: bool) -> list[Line2D]:
-    """The legend's lines: a class each, and the truth."""
+    """The legend's lines: one per class, and the truth."""
     named = [Line2D([], [], color=class_colour(n), label=name) for n, name in sorted(classes.items()) if n > 0]
     return named + ([Line2D([], [], color=TRUTH_COLOUR, label="truth")] if with_truth else [])
 
 
 def _palette() -> Image.Image:
-    """32 greys and, for each colour in use, its mixtures with black, grey and white, for soft edges."""
+    """32 greys and, for each colour in use, its mixtures with black, grey and white, for smooth edges."""
     entries: list[tuple[int, ...]] = [(grey,) * 3 for grey in np.linspace(0, 255, 32).astype(int).tolist()]
     for colour in map(to_rgb, (*COLOURS, TRUTH_COLOUR)):
         for weight in (0.35, 0.55, 0.8, 1.0):
@@ -237,12 +237,12 @@ def _palette() -> Image.Image:
 
 
 def picture_tag(png: bytes, text: str) -> str:
-    """A picture inside a page that asks nothing of a network; ``text`` for those who cannot see it."""
+    """An ``img`` tag that contains the picture itself; ``text`` is its alternative text."""
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG bytes, in a palette of its own, which makes it a third of the size."""
+    """A figure as PNG bytes, with a fixed palette that reduces the size to a third."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

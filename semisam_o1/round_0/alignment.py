@@ -139,7 +139,7 @@ def distances(
     Args:
         moving, fixed: (C, H, W, D) each, on grids of ``step_mm`` mm.
         matrices, shifts: (N, 3, 3) and (N, 3) mm, from positions in ``fixed`` to positions in ``moving``.
-        every: use every so-manieth point. strain_cost: weight of |A^T A - 1|^2, one number or (N,).
+        every: n, to use every n-th point. strain_cost: weight of |A^T A - 1|^2, one number or (N,).
     """
     points = centred_points(fixed.shape[1:], step_mm).reshape(-1, 3)[::every]
     half = (torch.tensor(moving.shape[1:], dtype=torch.float32) - 1) / 2 * step_mm
@@ -171,7 +171,7 @@ def align(
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
         turn: (3, 3); a second pose to start from, see `turn_between`: the stored axes may fit better than the world's.
         starts, seed: the number of random starts, and their seed.
-        refined: (number of maps kept, Adam steps for each, use every so-manieth point) of each refinement stage.
+        refined: (number of maps kept, Adam steps for each, n to use every n-th point) of each stage.
     """
     moving, factor = coarse(template, template)
     fixed, step = pooled(scan, factor), step_mm * factor

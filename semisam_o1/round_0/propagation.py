@@ -1,8 +1,8 @@
-"""One label carried to another scan by feature similarity: per-class probabilities on the scan's tokens (pure).
+"""Propagation of labels to another scan by feature similarity: class probabilities on its tokens (pure functions).
 
-Every method is called alike: with references (each a template's tokens and label), the scan's tokens, the step of
-both grids in mm and the scan's turn against each template (see `alignment.align`), which some leave unused. It gives
-a `Propagated`.
+All methods have the same arguments: references (tokens and label of each template), the scan's tokens, the token step
+of both grids in mm, and the scan's rotation relative to each template (see `alignment.align`). Some methods ignore
+some of them. All return a `Propagated`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, centred_points, principal, register, sample
 from semisam_o1.types import Probabilities, Tokens
 
-PRESENT = 0.05  # a class is near a place where its share of the warped label exceeds this within reach
-CELLS = 128  # of the border vote's index: a quarter of the exact search's time, labels the same
+PRESENT = 0.05  # a class is near a token if its share in the warped label exceeds this within reach
+CELLS = 128  # of the border vote's index: a quarter of the time of the exact search, same labels
 
 
 class Reference(NamedTuple):
-    """A template: ``tokens`` (C, H', W', D'), ``label`` (num_classes, H', W', D') the share of each class a token."""
+    """A template: ``tokens`` (C, H', W', D') and ``label`` (num_classes, H', W', D'), class shares per token."""
 
     tokens: Tokens
     label: Probabilities
 
 
 class Propagated(NamedTuple):
-    """``probabilities`` (num_classes, H', W', D') on the scan's tokens, summing to 1, and how they came there.
+    """``probabilities`` (num_classes, H', W', D') on the scan's tokens, summing to 1, and the alignment used.
 
-    maps: from positions in the scan to positions in each template; empty where the method aligns nothing.
-    best: which template's alignment left the least mean squared descriptor distance, and ``residual``, that distance.
-    points: where each token lies in that template, (H', W', D', 3) centred mm, displacement included.
+    maps: from positions in the scan to positions in each template; empty if the method aligns nothing.
+    best: index of the template with the smallest mean squared descriptor distance after alignment.
+    residual: that distance.
+    points: the position of each token in that template, (H', W', D', 3) centred mm, displacement included.
     """
 
     probabilities: Probabilities
@@ -51,14 +52,14 @@ class Propagated(NamedTuple):
 
 
 def copy(references: Sequence[Reference], scan: Tokens, step_mm: float = 1.0, turns=None, seed: int = 0) -> Propagated:
-    """The templates' mean label stretched over the scan, whatever the scan shows: the floor for any propagation."""
+    """The templates' mean label, stretched over the scan without alignment: the baseline for propagation."""
     shape = tuple(scan.shape[1:])
     stretched = [F.interpolate(r.label[None], shape, mode="trilinear", align_corners=False)[0] for r in references]
     return Propagated(torch.stack(stretched).mean(0))
 
 
 def class_prototypes(reference: Reference, k: int = 1, seed: int = 0) -> list[torch.Tensor | None]:
-    """Up to ``k`` unit prototypes (k', C) a class: means of the tokens that lie mostly in it; None where none does."""
+    """Up to ``k`` unit prototypes (k', C) per class: means of the tokens mostly in it; None for a class without any."""
     vectors = reference.tokens.flatten(1).T
     owner = reference.label.argmax(0).flatten()
     prototypes: list[torch.Tensor | None] = []
@@ -81,10 +82,10 @@ def prototype(
     temperature: float = 0.1,
     seed: int = 0,
 ) -> Propagated:
-    """Softmax over cos(token, prototype of class c) / ``temperature``; with one prototype a class, as published.
+    """Softmax over cos(token, prototype of class c) / ``temperature``; as published with one prototype per class.
 
-    Several templates: the mean of their prototypes, normalised again (k = 1), or all of them (k > 1), where a
-    token's score is that of the best. A class without a token of its own keeps the score 0, as published.
+    With several templates: the mean of their prototypes, normalised again (k = 1), or all of their prototypes (k > 1);
+    a token's score is the highest of the class. A class without tokens has the score 0, as published.
     """
     vectors = F.normalize(scan.flatten(1), dim=0)
     found = [class_prototypes(reference, k, seed) for reference in references]
@@ -98,12 +99,12 @@ def prototype(
 
 
 def label_radius(label: Probabilities) -> float:
-    """Radius, in tokens, of the ball as large as the foreground of ``label`` (num_classes, H', W', D')."""
+    """Radius, in tokens, of a ball with the volume of the foreground of ``label`` (num_classes, H', W', D')."""
     return float((3 * (1 - label[0]).sum().clamp(min=1) / (4 * np.pi)) ** (1 / 3))
 
 
 def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Places within ``tokens`` of a true place of ``mask`` (C, H, W, D), by cubes."""
+    """Dilate ``mask`` (C, H, W, D) by a cube that reaches ``tokens`` to each side."""
     values = mask.float()
     for axis in range(3):
         kernel, padding = [1, 1, 1], [0, 0, 0]
@@ -115,7 +116,7 @@ def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
 def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> Probabilities:
     """``label`` (num_classes, H', W', D') at centred ``points`` (..., 3) in mm; background outside its grid.
 
-    Continued at its border, a label cut by its field of view would run on without end.
+    With border padding, a label cut off by its field of view would extend without limit.
     """
     half = torch.tensor(label.shape[1:]) / 2 * step_mm
     shares = sample(label, points, step_mm)[1:] * (points.abs() <= half).all(-1)
@@ -123,9 +124,10 @@ def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> 
 
 
 def emphasis(label: Probabilities) -> torch.Tensor:
-    """What a match counts at each place of ``label`` (num_classes, H', W', D'): 1.5 near it, 0.2 elsewhere.
+    """Weight of the descriptor distance at each token of ``label`` (num_classes, H', W', D'): 1.5 near it, else 0.2.
 
-    Near is within 0.4 label radii of a foreground class. The rest still holds the displacement in place.
+    Near means within 0.4 label radii of a foreground class. The low weight elsewhere still constrains the displacement
+    field.
     """
     close = reach_of(label[1:].sum(0, keepdim=True) > 0.5, max(1, round(0.4 * label_radius(label))))[0]
     return torch.where(close, 1.5, 0.2)
@@ -146,22 +148,23 @@ def nearest(
     emphasised: bool = True,
     seed: int = 0,
 ) -> Propagated:
-    """The template's label in warped position, and near its borders a vote of the most similar template tokens.
+    """The warped template label, averaged near its borders with a vote of the most similar template tokens.
 
-    For each template: an affine map (`align`) and a displacement (`deform`) carry the label to the scan. In a band
-    about its borders every token asks its nearest template tokens in (descriptor, position), votes weighted by
-    exp(-d / median d) on fractional labels; the vote, smoothed over a 3-cube, and the carried label count alike.
-    Several templates are averaged, weighted by exp(-descriptor distance / smallest).
+    For each template, an affine map (`align`) and a displacement field (`deform`) warp the label to the scan. In a band
+    around its borders, each token takes a vote of its nearest template tokens in (descriptor, position), weighted by
+    exp(-d / median d), on fractional labels. The vote, smoothed over 3 x 3 x 3 tokens, and the warped label have equal
+    weight. Results of several templates are averaged with weights exp(-descriptor distance / smallest distance).
 
     Args:
-        references, scan: on grids of ``step_mm`` mm; turns: one a reference, see `align`.
-        neighbours: how many vote; 0 for no vote.
-        position_weight: of a distance of one label radius, beside a descriptor's distance.
-        band: reach of the band to both sides of the border, in label radii.
-        max_references: of the template's tokens near the label, at most so many, drawn by ``seed``.
-        channels: of the descriptors, by principal components of the template's.
-        alignment, deformation: off, the template's grid is stretched over the scan's.
-        emphasised: the displacement serves the label first, see `emphasis`.
+        references, scan: on grids of ``step_mm`` mm; turns: one per reference, see `align`.
+        neighbours: number of voting tokens; 0 for no vote.
+        position_weight: weight of a distance of one label radius, relative to a descriptor distance.
+        band: half-width of the band around the border, in label radii.
+        max_references: largest number of voting template tokens near the label, drawn with ``seed``.
+        channels: number of principal components of the template's descriptors.
+        alignment, deformation: False leaves the step out; without alignment, the template's grid is stretched over the
+            scan's.
+        emphasised: weight the distance near the label more, see `emphasis`.
     """
     results, residuals, maps, places = [], [], [], []
     for reference, turn in zip(references, turns or [None] * len(references), strict=True):
@@ -207,7 +210,7 @@ def border_vote(
     max_references: int,
     seed: int,
 ) -> Probabilities:
-    """``carried`` with the band about its borders replaced by the vote of `nearest`; ``points`` in template mm."""
+    """``carried`` with the band around its borders replaced by the vote of `nearest`; ``points`` in template mm."""
     radius = label_radius(reference.label)
     reach = max(1, round(band * radius))
     close = reach_of(carried > PRESENT, reach).sum(0) >= 2

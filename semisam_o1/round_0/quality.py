@@ -1,7 +1,8 @@
-"""How good a propagated label is, judged without truth (pure functions).
+"""Estimated quality of a propagated label without truth (pure functions).
 
-Three witnesses: the label carried back to the template by an alignment of its own must fall on the template's; it
-must agree with what the most similar scans say; and the scan must look like those that its label comes from.
+It combines three measures: reverse consistency (the label, warped back to the template by an independent alignment,
+overlaps the template's label), agreement with the fused labels of the most similar scans, and the dissimilarity of the
+scan to the scans that its label comes from.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from semisam_o1.round_0.alignment import CHANNELS, centred_points, principal, re
 from semisam_o1.round_0.propagation import Reference, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
-# Of the prediction: measured on left atria and hippocampi, see docs/results/propagation.md.
+# Constants of the predicted Dice, fitted on left atria and hippocampi, see docs/results/propagation.md.
 ERROR_PER_DOUBT = 0.84
-SOUND_BACK, SOUND_AGREEMENT = 0.6, 0.7  # below these the label itself, and not its borders alone, is in question
+SOUND_BACK, SOUND_AGREEMENT = 0.6, 0.7  # below these the whole label is doubtful, not only its borders
 
 
 class Quality(NamedTuple):
-    """What is known of a label without truth; each is a column of quality.csv.
+    """The quality of a label, estimated without truth; each field is a column of quality.csv.
 
-    predicted_dice: what the others come to. reverse_consistency: soft Dice of the label, carried back to the template,
-    with the template's. agreement: soft Dice with the probabilities of round 0. dissimilarity: descriptor distance to
-    the scans that the label came from. back_residual: the distance that the way back leaves. nonpositive_jacobian: the
-    share of the label that the way back turns
-    inside out (its Jacobian is not positive). roughness: surface over volume, per token.
+    predicted_dice: computed from the other fields. reverse_consistency: soft Dice between the label, warped back to the
+    template, and the template's label. agreement: soft Dice with the probabilities of round 0. dissimilarity:
+    descriptor distance to the scans that the label comes from. back_residual: descriptor distance after the reverse
+    alignment. nonpositive_jacobian: share of the template's label where the reverse map folds (its Jacobian determinant
+    is not positive). roughness: surface over volume, per token.
     """
 
     predicted_dice: float
@@ -41,7 +42,8 @@ class Quality(NamedTuple):
 
 
 class WayBack(NamedTuple):
-    """Where each of the template's places lies in a scan: ``points`` (H, W, D, 3) in mm, and the distance left."""
+    """The reverse alignment: ``points`` (H, W, D, 3) mm, the position in the scan of each template token, and the
+    remaining descriptor distance ``residual``."""
 
     points: torch.Tensor
     residual: float
@@ -55,9 +57,9 @@ def back_propagate(
     seed: int = 1,
     turn: torch.Tensor | None = None,
 ) -> WayBack:
-    """From template to scan by an alignment of its own, from its own starts.
+    """Align template to scan independently of the forward alignment, with other random starts.
 
-    Never the inverse of the way forth, which would agree with itself. ``turn``: from template to scan, see `align`.
+    The inverse of the forward alignment would always be consistent. ``turn``: from template to scan, see `align`.
     """
     basis = principal(template, channels)
     fixed, moving = basis(template), basis(scan)
@@ -66,10 +68,10 @@ def back_propagate(
 
 
 def nonpositive_jacobian(points: torch.Tensor, weight: torch.Tensor) -> float:
-    """The share of ``weight`` (H, W, D) where a map of the grid, ``points`` (H, W, D, 3), is turned inside out."""
+    """The share of ``weight`` (H, W, D) where the map ``points`` (H, W, D, 3) of the grid folds."""
     steps = [torch.gradient(points, dim=axis)[0] for axis in range(3)]
-    turned = torch.linalg.det(torch.stack(steps, -1)) <= 0
-    return float((weight * turned).sum() / weight.sum().clamp(min=1e-6))
+    folded = torch.linalg.det(torch.stack(steps, -1)) <= 0
+    return float((weight * folded).sum() / weight.sum().clamp(min=1e-6))
 
 
 def roughness(label: Probabilities) -> float:
@@ -86,14 +88,14 @@ def estimate_quality(
     step_mm: float,
     dissimilarity: float,
 ) -> Quality:
-    """All that can be said of ``label`` (num_classes, H', W', D'), shares on the scan's tokens.
+    """Estimate the quality of ``label`` (num_classes, H', W', D'), class shares on the scan's tokens.
 
-    The error of a sound label is in proportion to doubt, the geometric mean of (1 - agreement), roughness,
-    dissimilarity and the residual of the way back: how thick the border's uncertainty is, times how much border
-    there is.
+    The Dice error of a mostly correct label is proportional to ``doubt``, the geometric mean of (1 - agreement),
+    roughness, dissimilarity and the residual of the reverse alignment. These reflect the width of the uncertain border
+    and the amount of border. Low reverse consistency or agreement scales the predicted Dice down.
 
     Args:
-        template: with its label, on its own tokens. propagated: the probabilities that round 0 came to.
+        template: with its label, on its own tokens. propagated: the final probabilities of round 0.
         back: see `back_propagate`. dissimilarity: see `Quality`.
     """
     hard = F.one_hot(label.argmax(0), len(label)).movedim(-1, 0).float()

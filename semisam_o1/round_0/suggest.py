@@ -1,4 +1,4 @@
-"""Which scan to outline first, or next: the one whose label would carry best to the others. No label is looked at."""
+"""Suggestion of the scan to outline first, or next: the one most similar to the other scans. Uses no labels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ log = logging.getLogger("semisam_o1")
 
 
 class Suggestion(NamedTuple):
-    """A scan to outline: its ``rank`` from 1; ``distance``, the scans' mean descriptor distance to the nearest outlined
-    one if this were (smaller is better); ``furthest``, the scan that is least like it."""
+    """A scan to outline: its ``rank`` from 1; ``distance``, the mean descriptor distance of all scans to the nearest
+    outlined one if this scan is outlined (smaller is better); ``furthest``, the least similar scan."""
 
     rank: int
     case: str
@@ -37,9 +37,9 @@ class Suggestion(NamedTuple):
 
 
 def coverage(distances: np.ndarray, given: Sequence[int] = ()) -> np.ndarray:
-    """Mean over all scans of the distance to the nearest labelled one, were scan i labelled beside ``given``: (N,).
+    """Mean over all scans of the distance to the nearest labelled scan, if scan i and ``given`` are labelled: (N,).
 
-    ``distances`` (N, N): entry (j, i) is how ill a label on i carries to j; the diagonal does not count.
+    ``distances`` (N, N): entry (j, i) is the distance of scan j to a label on scan i; the diagonal is ignored.
     """
     table = np.array(distances, float)
     np.fill_diagonal(table, 0)
@@ -48,10 +48,10 @@ def coverage(distances: np.ndarray, given: Sequence[int] = ()) -> np.ndarray:
 
 
 def distance_table(pooled_tokens: Sequence[Tokens], step_mm: float, seed: int = 0) -> np.ndarray:
-    """Descriptor distance of every two scans, each aligned to the same one of them: (N, N), symmetric.
+    """Descriptor distance between every two scans, all aligned to one of them: (N, N), symmetric.
 
-    That one is the scan with the most ordinary mean descriptor. ``pooled_tokens``: (C, h, w, d) each, on grids of
-    ``step_mm`` mm.
+    They are aligned to the scan whose mean descriptor has the smallest mean distance to the others.
+    ``pooled_tokens``: (C, h, w, d) each, on grids of ``step_mm`` mm.
     """
     means = torch.stack([tokens.float().mean((1, 2, 3)) for tokens in pooled_tokens])
     hub = int(torch.cdist(means, means).mean(1).argmin())
@@ -76,14 +76,14 @@ def suggest_template(
     spacing=None,
     seed: int = 0,
 ) -> list[Suggestion]:
-    """The ``top`` scans to outline, best first, on a page ``suggestion.html`` too; val.txt and test.txt stay out.
+    """The ``top`` scans to outline, best first; writes ``suggestion.html``. Excludes cases in val.txt and test.txt.
 
     Args:
-        given: cases outlined already; then the next is sought.
-        feature_voxels, image_key, spacing: as of a run.
+        given: cases already outlined; then suggests the next one.
+        feature_voxels, image_key, spacing: as for a run.
 
     Raises:
-        DatasetError: no scan, or one of ``given``, can be found.
+        DatasetError: there are no scans, or one of ``given`` does not exist.
     """
     cases = images_alone(dataset_dir)
     names = [case.name for case in cases]
@@ -105,18 +105,16 @@ def suggest_template(
 
 
 def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spacing):
-    """The cases that can be read, their descriptors pooled to some thousand places, and the step of those, mm."""
+    """The readable cases, their descriptors pooled to a few thousand tokens, and the pooled token step in mm."""
     grids, readable = [], []
     for case in cases:
         try:
             grids.append(case_grid(case, image_key, spacing))
             readable.append(case)
-        except Exception as error:  # noqa: BLE001 - readers raise many kinds; one bad scan among many is set aside
+        except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; set the scan aside
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
     if len(readable) < 2:
-        raise DatasetError(
-            f"{len(readable)} readable scans: at least two are needed to say which stands for the others."
-        )
+        raise DatasetError(f"{len(readable)} readable scans: at least two are needed to compare scans.")
     step = choose_spacing(grids, feature_voxels)
     chain, encoder, inferer = image_chain(step, image_key, spacing), mind(), TokenInferer()
     scans, kept, factor = [], [], None
@@ -136,12 +134,12 @@ def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spa
 
 
 def reason(suggestion: Suggestion, scores: np.ndarray) -> str:
-    """Why this one, in a sentence."""
+    """One sentence with the reason for a suggestion."""
     typical = float(np.median(scores))
     share = 100 * (1 - suggestion.distance / typical)
     return (
         f"mean distance to the other scans {suggestion.distance:.4f}, {share:.0f}% below that of the median scan "
-        f"({typical:.4f}); least like it: {suggestion.furthest}"
+        f"({typical:.4f}); least similar: {suggestion.furthest}"
     )
 
 
@@ -154,7 +152,7 @@ def write_page(
     image_key: str,
     spacing,
 ) -> None:
-    """One self-contained page with a picture and the reason for each suggestion."""
+    """Write one self-contained page with a picture and the reason for each suggestion."""
     by_name, suggestions = {case.name: case for case in cases}, []
     for suggestion in found:
         image = read_volume(by_name[suggestion.case].image, image_key, spacing)
