@@ -45,10 +45,12 @@ def settings(*sections: str, **more) -> list[str]:
     return ["--set", *(f"{id}={json.dumps(value)}" for id, value in (overlay | more).items())]
 
 
+@pytest.mark.slow
 def test_a_method_and_an_encoder(phantom_dir, tmp_path, modules):
     small = {"feature_voxels": 6000, "train_voxels": 6000, "max_iterations": 2, "iterations_per_epoch": 2}
     command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--rounds", "1", "--device", "cpu"]
-    assert main([*command, *settings("A method", "An encoder", label_fusion=False, **small)]) == 0
+    small |= {"label_fusion": False, "quality_estimate": False}
+    assert main([*command, *settings("A method", "An encoder", **small)]) == 0
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert config["train"]["loss"]["_target_"] == "my_methods.SureLoss"
     assert len(list((tmp_path / "run" / "pseudo_labels").iterdir())) == 2

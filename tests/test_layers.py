@@ -26,7 +26,7 @@ LAYERS = (
     {"runfolder", "runtime", "uncertainty"},
     {"tables", "neighbours", "weights"},
     {"files"},
-    {"types", "__init__"},
+    {"types", "version", "__init__"},
 )
 HEIGHT = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 

@@ -120,8 +120,8 @@ def case_name(path: str | Path) -> str:
 
 
 def _register(loader: LoadImage | LoadImaged, dataset: str, spacing) -> None:
-    """Register each format's reader. MONAI tries the last one first, and ITK's accepts every file."""
-    for format in reversed(FORMATS):
+    """Register each format's reader. MONAI tries the last one first, and ITK's accepts every file: it comes first."""
+    for format in sorted(FORMATS, key=lambda format: format is not ITK):
         loader.register(format.reader(dataset, spacing))
 
 

@@ -20,6 +20,7 @@ SHARED = (
     "prediction_network",
     "inferer",
     "largest_component",
+    "uncertainty",
     "amp",
     "image_key",
     "spacing",

@@ -1,17 +1,22 @@
-"""The trained bundle says of every scan what the run's own prediction said, to the voxel."""
+"""The trained bundle says of every scan what the run's own prediction said, to the voxel; published checkpoints."""
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 
-import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.job.bundle import SHARED
-from tests.job.conftest import assert_same_labels, labels, small
+from semisam_o1.networks.unet3d import UNet3D, UNet3DSDF
+from tests.jobs import CONFIGS, assert_same_labels, bundle_process, labels, small
 
-CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")
 PATCH = {"patch_size": [32, 32, 16], "max_iterations": 2}  # as small as the published network takes
 PAPER = PATCH | {
     "patch_size": [32, 32, 32],
@@ -20,13 +25,14 @@ PAPER = PATCH | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
         (["--preset", "quick"], {}),
         (["--preset", "standard"], PATCH),
         (["--preset", "paper"], PAPER),
-        (["--encoder", "sam_med3d"], {"feature_spacing": 0.4}),
+        (["--encoder", "sam_med3d"], {"feature_spacing": 0.4}),  # at 1.5 mm no organ fills a token
         (["--method", "ua_mt"], {}),
         (["--method", "dan"], {}),
         (["--method", "dtc"], {}),
@@ -34,13 +40,13 @@ PAPER = PATCH | {
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_the_trained_bundle_predicts_as_the_run_did(phantom_dir, tmp_path, sam_weights, options, settings):
-    made, found = tmp_path / "run", tmp_path / "found"
-    if "sam_med3d" in options:
-        settings = settings | {"pretrained_ckpt": str(sam_weights)}
-    quick = {"num_rounds": 1, "max_iterations": 2, "label_fusion": False, "quality_estimate": False}
+def test_the_trained_bundle_predicts_as_the_run_did(begun, phantom_dir, tmp_path, sam_weights, options, settings):
+    made, found = begun, tmp_path / "found"
+    if {"sam_med3d", "paper"} & set(options):  # of other features: from the beginning
+        made, settings = tmp_path / "run", settings | {"pretrained_ckpt": str(sam_weights)}
     dropped = ("feature_voxels", "train_voxels") if "paper" in options else ()
-    said = [text for text in small(**quick | settings) if not text.startswith(dropped or "\0")]
+    quick = {"num_rounds": 1, "max_iterations": 2} | settings
+    said = [text for text in small(**quick) if not text.startswith(dropped or "\0")]
     assert main(["run", str(phantom_dir), "--output", str(made), "--device", "cpu", *options, *said]) == 0
     predictions = made / "round_1" / "predictions"
     images = [str(phantom_dir / "images" / name) for name in labels(predictions)]
@@ -48,6 +54,8 @@ def test_the_trained_bundle_predicts_as_the_run_did(phantom_dir, tmp_path, sam_w
     assert_same_labels(found / "labels", predictions)
     for name, map_ in labels(made / "round_1" / "uncertainty").items():
         np.testing.assert_array_equal(map_, labels(found / "uncertainty")[name])
+    weights = torch.load(made / "bundle" / "models" / "model.pt", weights_only=True)
+    assert ("final2.weight" in weights) == ("dtc" in options)  # both heads of a network that has two
 
 
 def test_both_configs_describe_prediction_alike():
@@ -56,3 +64,58 @@ def test_both_configs_describe_prediction_alike():
     follow_from_data = {"largest_component"}
     for id in described - follow_from_data:
         assert train[id] == inference[id], id
+
+
+@pytest.mark.slow
+def test_trained_bundle_labels_a_new_scan_like_predict(run, phantom_dir, tmp_path):
+    scan = next((phantom_dir / "images").glob("*"))
+    new = tmp_path / "new" / scan.name
+    new.parent.mkdir()
+    shutil.copyfile(scan, new)
+    trained = run / "bundle"
+    done = bundle_process(
+        "run", trained / "configs" / "inference.json",
+        bundle_root=trained, dataset_dir=new.parent, output_dir=tmp_path / "by_bundle", device="cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert main(["predict", str(new), "--run", str(run), "--output", str(tmp_path / "by_command")]) == 0
+    assert_same_labels(tmp_path / "by_bundle" / "labels", tmp_path / "by_command" / "labels")
+    assert len(labels(tmp_path / "by_command" / "uncertainty")) == 1
+    assert len((tmp_path / "by_command" / "uncertainty.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@needs_golden
+@pytest.mark.parametrize(("method", "network"), [("mt", UNet3D), ("dtc", UNet3DSDF)])
+def test_predict_with_a_published_checkpoint(tmp_path, method, network):
+    """Stored grid and intensities, windows of 128: what the network itself gives."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    model = network(1, 2).eval()
+    weights.fill(model)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "round3_best.pth")
+    image = weights.unet_input()
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["image"] = image[0, 0].numpy()
+    command = ["predict", str(tmp_path / "scan.h5"), "--weights", str(tmp_path / "round3_best.pth")]
+    assert main([*command, "--method", method, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    (found,) = labels(tmp_path / "out" / "labels").values()
+    padded = torch.nn.functional.pad(image, (32, 32, 40, 40, 48, 48))
+    with torch.no_grad():
+        logits = model(padded)[1] if method == "dtc" else model(padded)
+    np.testing.assert_array_equal(found, logits[0, :, 48:80, 40:88, 32:96].argmax(0))
+    other = "dtc" if method == "mt" else "mt"
+    assert main([*command, "--method", other, "--output", str(tmp_path / "o"), "--device", "cpu"]) == 2
+
+
+def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, capsys):
+    good, bad = next((phantom_dir / "images").iterdir()), tmp_path / "bad.nii.gz"
+    bad.write_bytes(b"not an image")
+    command = ["predict", "--run", str(run), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, str(bad), str(good)]) == 1
+    assert list(labels(tmp_path / "out" / "labels")) == [good.name]
+    said = capsys.readouterr()
+    assert "case bad cannot be read and is left out" in said.err + said.out
+    assert "left out, 1 of 2: bad" in said.err
+    assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err

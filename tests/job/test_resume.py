@@ -1,8 +1,7 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
-import errno
 import json
-import os
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -23,15 +22,15 @@ from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussia
 from torch import nn
 
 from semisam_o1.cli import main
-from semisam_o1.data import export
+from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.files import disk_full
 from semisam_o1.job.resume import Journal, lock_folder
-from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork
+from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork, Discriminator
 from semisam_o1.methods.state import TrainingState, randomizables
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
-from semisam_o1.round_0 import engines
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError
+from tests.jobs import labels, small, start
 
 STEPS = ["features", "propagation/first", "propagation/fusion"]
 STEPS += ["round_1/training", "round_1/prediction", "round_1/refinement"]
@@ -68,7 +67,7 @@ def test_steps_are_taken_up_again(tmp_path):
 
 def test_a_round_that_was_not_reached_cannot_be_restarted(tmp_path):
     journal(tmp_path, STEPS)
-    with pytest.raises(DatasetError, match="has not come to round 7"):
+    with pytest.raises(DatasetError, match="has not reached round 7"):
         journal(tmp_path).open("round_7")
 
 
@@ -178,6 +177,8 @@ def trainer(folder, seconds=0.0, scores=None):
     sampler = TwoStreamSampler(items, 1, 2, num_batches=4)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
     method = AdversarialNetwork(network, loss, num_classes=2)
+    method.discriminator = Discriminator(2, width=4)  # the published one is large beside all else here
+    method.optimizer = torch.optim.Adam(method.discriminator.parameters(), lr=1e-4)
     dataset = CacheDataset(items, transform, progress=False)
     objects = {"network": network, "optimizer": optimizer}
     validations = []
@@ -209,13 +210,17 @@ def kill_at(event, number):
     return event, kill
 
 
-@pytest.mark.parametrize("killed_after", [1, 3, 4, 5, 8, 11, 12])
-def test_a_training_goes_on_to_the_bit(tmp_path, killed_after):
-    """An epoch's last iteration is done again, since what follows the epoch was not done."""
-    engine, state, method = trainer(tmp_path / "whole", seconds=1e9)
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The states that a training which was not killed ends with."""
+    engine, _, method = trainer(tmp_path_factory.mktemp("whole"), seconds=1e9)
     engine.run()
-    expected = {name: thing.state_dict() for name, thing in method.objects.items()}
+    return {name: thing.state_dict() for name, thing in method.objects.items()}
 
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4, 5, 8, 11, 12])
+def test_a_training_goes_on_to_the_bit(tmp_path, expected, killed_after):
+    """An epoch's last iteration is done again, since what follows the epoch was not done."""
     engine, state, method = trainer(tmp_path)
 
     engine.add_event_handler(*kill_at(Events.ITERATION_COMPLETED, killed_after))
@@ -261,14 +266,29 @@ def test_every_random_state_is_found():
 
 
 @pytest.fixture(scope="module")
-def command(phantom_dir):
+def job(tmp_path_factory):
+    """The command line of the smallest job with two rounds: one scan to learn from, one to test on."""
+    data = write_demo_data(tmp_path_factory.mktemp("killed") / "data", cases=3, shape=(24, 24, 20), spacing=2.0)
     said = {
-        "feature_voxels": 6000, "train_voxels": 6000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
-        "uncertainty_quantile": 0.5, "checkpoint_seconds": 0, "threads": 1,
+        "feature_voxels": 4000, "train_voxels": 4000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
+        "checkpoint_seconds": 0, "threads": 1,
     }  # fmt: skip
-    settings = [f"{name}={value}" for name, value in said.items()]
-    start = [sys.executable, "-m", "semisam_o1.cli", "run", str(phantom_dir), "--rounds", "2", "--device", "cpu"]
-    return [*start, "--set", *settings, "--output"]
+    return ["run", str(data), "--device", "cpu", *small(**said), "--output"]
+
+
+@pytest.fixture(scope="module")
+def process():
+    """process(arguments, said): a process of its own for the command line, that need not import everything first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "semisam_o1.job", "semisam_o1.round_0", "semisam_o1.refinement"])
+
+    def begin(*arguments):
+        made = context.Process(target=start, args=arguments)
+        made.start()
+        return made
+
+    begin(["--version"], Path("/dev/null")).join()  # by then all is imported
+    return begin
 
 
 def results(run: Path) -> dict[str, np.ndarray]:
@@ -276,51 +296,59 @@ def results(run: Path) -> dict[str, np.ndarray]:
     return {str(path.relative_to(run)): np.asarray(nibabel.load(path).dataobj) for path in files}
 
 
-def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(command, tmp_path):
+@pytest.mark.slow
+def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(job, process, tmp_path):
+    run, said = tmp_path / "killed", tmp_path / "said.txt"
     began = time.monotonic()
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
-    whole, draw = time.monotonic() - began, random.Random(0)
-    run, kills = tmp_path / "killed", 0
+    whole = process([*job, str(tmp_path / "whole")], said)
+    whole.join()
+    assert whole.exitcode == 0, said.read_text()
+    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
     while kills < 10:
-        process = subprocess.Popen([*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            said = process.communicate(timeout=draw.uniform(0.35, 0.75) * whole)[1]
-            assert process.returncode == 0, said
-            (run / "progress.json").write_text(  # done before its time: once more from somewhere
-                json.dumps(json.loads((run / "progress.json").read_text()) | {"done": ["features"]})
-            )
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        kills += 1
-    last = subprocess.run([*command, str(run)], capture_output=True, text=True)
+        killed = process([*job, str(run)], said)
+        killed.join(draw.uniform(0.05, 0.5) * seconds)
+        killed.kill()
+        killed.join()
+        if killed.exitcode == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert killed.exitcode == 0, said.read_text()
+        (run / "progress.json").write_text(  # done before its time: once more from somewhere
+            json.dumps(json.loads((run / "progress.json").read_text()) | {"done": ["features"]})
+        )
+    typed = [str(Path(sys.executable).parent / "semisam-o1"), *job, str(run)]  # as a user types it
+    last = subprocess.run(typed, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr
     expected, found = results(tmp_path / "whole"), results(run)
     assert expected and expected.keys() == found.keys()
     for name, label in expected.items():
         np.testing.assert_array_equal(label, found[name], err_msg=name)
-    again = subprocess.run([*command, str(run)], capture_output=True, text=True)
-    assert "going on after" in again.stdout + again.stderr and "training:" not in again.stdout + again.stderr
+    again = process([*job, str(run)], said)
+    again.join()
+    assert again.exitcode == 0
+    assert "going on after" in said.read_text() and "training:" not in said.read_text()
 
 
-def test_a_full_disk_is_said_and_blames_no_scan(phantom_dir, tmp_path, capsys, monkeypatch):
+FULL = Path("/dev/full")  # Linux's device that has no room, ever
+
+
+@pytest.mark.skipif(not FULL.exists(), reason=f"no {FULL}")
+def test_a_full_disk_is_said_and_blames_no_scan(begun, phantom_dir, capsys):
     """No room for the second label: one line, and the same command goes on when there is room again."""
-    written = []
-
-    def write_label(path, *rest):
-        written.append(path.name)
-        if len(written) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        export.write_label(path, *rest)
-
-    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), "--set", "feature_voxels=4000"]
-    with monkeypatch.context() as changed:
-        changed.setattr(engines, "write_label", write_label)
-        assert main(command) == 2
+    journal, round_0 = begun / "progress.json", begun / "round_0"
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"done": ["features"]}))
+    before = labels(round_0 / "labels")
+    name = sorted(before)[1]
+    for file in round_0.rglob(f"{name.split('.')[0]}.*"):
+        file.unlink()
+    (round_0 / "labels" / f".partial-{name}").symlink_to(FULL)
+    command = ["propagate", str(phantom_dir), "--output", str(begun), "--device", "cpu", *small()]
+    assert main(command) == 2
     assert "the disk is full" in capsys.readouterr().err
+    assert not (round_0 / "labels" / name).exists()
     assert main(command) == 0
-    assert len(list((tmp_path / "pseudo_labels").iterdir())) == 2
-    assert not json.loads((tmp_path / "run.json").read_text())["set_aside"]
+    assert labels(begun / "pseudo_labels").keys() == before.keys()
+    assert not json.loads((begun / "run.json").read_text())["set_aside"]
 
 
 @pytest.mark.parametrize("text", ["file write failed: errno = 28, error message = 'No space left on device'"])
@@ -328,9 +356,8 @@ def test_a_full_disk_is_known_by_what_hdf5_says(text):
     assert disk_full(RuntimeError(text)) and not disk_full(RuntimeError("errno = 2, no such file"))
 
 
-def test_other_settings_in_a_folder_in_use_are_refused(command, tmp_path, capsys):
-    run = tmp_path / "run"
-    arguments = [*command[3:], str(run), "--rounds", "0"]
+def test_other_settings_in_a_folder_in_use_are_refused(job, tmp_path, capsys):
+    arguments = [*job, str(tmp_path / "run"), "--rounds", "0", "--set", "label_fusion=false", "quality_estimate=false"]
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "5"]) == 2
     assert "seed was 1337, is 5" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from semisam_o1.cli import main
 from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.runfolder import RunFolder
-from tests.job.conftest import assert_same_labels, labels, small
+from tests.jobs import assert_same_labels, labels, small
 
 STAGES = ("round_0/labels", "round_1/predictions", "round_1/labels", "pseudo_labels")
 
@@ -26,26 +26,41 @@ def cohort(phantom_dir, tmp_path_factory):
 
 
 def labelled(cohort, output, *templates, **more):
-    settings = small(num_rounds=1, refine_last=True, guard=False, **more)
+    settings = small(num_rounds=1, refine_last=True, guard=False, unsure=0.6, **more)
     command = ["run", str(cohort), "--output", str(output), "--device", "cpu", "--template", *templates, *settings]
     assert main(command) == 0
     return output
 
 
+@pytest.fixture(scope="module")
+def one(cohort, tmp_path_factory):
+    """The run of one template."""
+    return labelled(cohort, tmp_path_factory.mktemp("templates") / "one", "phantom_00")
+
+
+@pytest.fixture(scope="module")
+def two(cohort, tmp_path_factory):
+    """The run of the same template under two names."""
+    return labelled(cohort, tmp_path_factory.mktemp("templates") / "two", "phantom_00", "another")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("refinement", ["voxel", "volume"])
-def test_the_same_template_under_two_names_changes_no_voxel(cohort, tmp_path, refinement):
-    more = {"unsure": 0.6}
-    if refinement == "volume":
+def test_the_same_template_under_two_names_changes_no_voxel(cohort, one, two, tmp_path, refinement):
+    if refinement == "volume":  # of the same training
         votes = {"_target_": "semisam_o1.refinement.VolumeVotes", "store": "@store", "cohort": "@cohort", "k": 1}
-        more = {"refinement#propose": votes | {"output_dir": "@output_dir", "round": "@round", "quantile": 0.5}}
-    one = labelled(cohort, tmp_path / "one", "phantom_00", **more)
-    two = labelled(cohort, tmp_path / "two", "phantom_00", "another", **more)
+        votes |= {"output_dir": "@output_dir", "round": "@round", "quantile": 0.5}
+        more = {"refinement#propose": votes, "restart_from": "round_1/refinement"}
+        one, two = shutil.copytree(one, tmp_path / "one"), shutil.copytree(two, tmp_path / "two")
+        labelled(cohort, one, "phantom_00", **more)
+        labelled(cohort, two, "phantom_00", "another", **more)
     for stage in STAGES:
         assert_same_labels(one / stage, two / stage)
     quality = [RunFolder(run).round(0).quality.read() for run in (one, two)]
     assert quality[0] == quality[1]
 
 
+@pytest.mark.slow
 def test_the_order_of_templates_changes_no_voxel(cohort, tmp_path):
     one = labelled(cohort, tmp_path / "one", "phantom_00", "phantom_01")
     two = labelled(cohort, tmp_path / "two", "phantom_01", "phantom_00")
@@ -53,6 +68,7 @@ def test_the_order_of_templates_changes_no_voxel(cohort, tmp_path):
         assert_same_labels(one / stage, two / stage)
 
 
+@pytest.mark.slow
 def test_each_scan_takes_the_template_that_leaves_the_least(cohort, tmp_path):
     """A template that is the scan itself, under another name, and one that is not."""
     (cohort / "train.txt").write_text("phantom_01\nphantom_02\nphantom_00\n")

@@ -5,9 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from semisam_o1.cli import main
+from tests.jobs import small
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
 
@@ -29,16 +31,14 @@ def test_the_loss_asks_for_sure_predictions():
     assert loss.weighted["consistency"] < 1e-6
 
 
-def test_the_overlay_trains(phantom_dir, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_overlay_trains(begun, phantom_dir, tmp_path, monkeypatch):
     (tmp_path / "sure.py").write_text(example("python"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sure", raising=False)
     overlay = json.loads(example("json"))
-    said = {name: json.dumps(value) for name, value in overlay.items()}
-    small = {"feature_voxels": 12000, "train_voxels": 6000, "max_iterations": 2, "iterations_per_epoch": 2}
-    settings = [f"{name}={value}" for name, value in (said | small).items()]
-    command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--rounds", "1", "--set", *settings]
-    assert main(command) == 0
-    trained = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["train"]
+    settings = small(**{"num_rounds": 1, "max_iterations": 2} | overlay)
+    assert main(["run", str(phantom_dir), "--output", str(begun), *settings]) == 0
+    trained = json.loads((begun / "run.json").read_text())["config"]["train"]
     assert trained["loss"]["_target_"] == "sure.SureLoss"
-    assert (tmp_path / "run" / "round_1" / "model.pt").is_file()
+    assert (begun / "round_1" / "model.pt").is_file()

@@ -15,7 +15,7 @@ from semisam_o1.data.transforms import keep_largest
 from semisam_o1.job.final_test import score_cases, summary
 from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.report.metrics import score
-from tests.job.conftest import labels, run  # noqa: F401 - a fixture
+from tests.jobs import labels
 
 MEASURES = ("dice", "jaccard", "hd95_mm", "asd_mm")
 

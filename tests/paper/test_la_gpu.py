@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.conftest import sam_weights  # noqa: F401 - a fixture
-
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "la_gpu.sh"
 SMALL = ["patch_size=[32,32,32]", "iterations_per_epoch=2", "validation_interval=2", "knn_k=2", "device=cpu"]
+SMALL += ["network_widths=[4,8,16,32,64]"]
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_the_diagonal_does_not_count():
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory):
-    root = write_demo_data(tmp_path_factory.mktemp("suggest") / "data", 5)
+    root = write_demo_data(tmp_path_factory.mktemp("suggest") / "data", 5, shape=(24, 24, 20), spacing=2.0)
     for label in (root / "labels").glob("*"):
         label.unlink()
     for name in ("train.txt", "val.txt", "test.txt"):
@@ -40,6 +40,7 @@ def unlabelled(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_label_and_sets_a_broken_scan_aside(unlabelled, tmp_path, capsys, caplog):
     assert main(["suggest-template", str(unlabelled), "--top", "2", "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -75,9 +76,9 @@ def test_names_on_the_page_are_text(tmp_path):
     said = " ".join(html.unescape(text).split())
     for part in (
         f"Which scan to outline beside {evil}</h1>",
-        "Of 1 scans, those whose label would carry best",
+        "These of 1 scans are the most similar",
         f"1. <b>{evil}</b>: mean distance to the other scans 0.2500, 50% below that of the median scan (0.5000)",
-        f"least like it: {evil} far</figcaption>",
+        f"least similar: {evil} far</figcaption>",
     ):
         assert part in said
     assert text.count('src="data:image/png;base64,') == 1

@@ -1,0 +1,60 @@
+"""Jobs on phantoms, small enough to take seconds: their settings, the ways to start them, what they are compared by."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from monai.bundle.scripts import run as run_bundle
+
+import semisam_o1
+from semisam_o1.cli import main
+
+CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+SMALL = {  # volumes and schedules that take seconds
+    "feature_voxels": 6000,
+    "train_voxels": 6000,
+    "max_iterations": 4,
+    "iterations_per_epoch": 2,
+    "num_rounds": 2,
+    "knn_k": 2,
+    "uncertainty_quantile": 0.5,
+}
+
+
+def small(**more) -> list[str]:
+    """SMALL and ``more`` as the command line takes them."""
+    return ["--set", *(f"{name}={json.dumps(value)}" for name, value in (SMALL | more).items())]
+
+
+def bundle(run_id: str, *configs: Path, **ids) -> None:
+    """What ``python -m monai.bundle run`` does, in this process."""
+    run_bundle(run_id=run_id, config_file=[str(config) for config in configs], **ids)
+
+
+def bundle_process(run_id: str, config: Path, **ids) -> subprocess.CompletedProcess:
+    """``python -m monai.bundle run``, as a user types it."""
+    said = [part for name, value in ids.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(config), *said]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def start(arguments: list[str], said: Path) -> None:
+    """The command line in a process that was forked for it; what it prints goes to the file ``said``."""
+    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.exit(main(arguments))
+
+
+def labels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def assert_same_labels(one: Path, other: Path, only: int | None = None) -> None:
+    """``only``: the other folder has more, of which so many are looked at."""
+    first, second = labels(one), labels(other)
+    assert first and (first.keys() == second.keys() if only is None else len(first) == only)
+    for name, label in first.items():
+        np.testing.assert_array_equal(label, second[name], err_msg=name)
