@@ -19,6 +19,10 @@ mkdir -p "$out"
 for method in mt uamt dan dtc; do
     run=$out/$method
     if [ ! -f "$run/test/test.csv" ]; then
+        if [ ! -d "$run" ] && [ -d "$out/mt/features" ]; then  # they are the same for every method
+            mkdir -p "$run"
+            cp -r "$out/mt/features" "$run/"
+        fi
         semisam-o1 run "$dir" --output "$run" --preset paper --method "$method" --rounds "$rounds" \
             --set "${settings[@]}"
         semisam-o1 test "$dir" --run "$run" --save-pred "$run/test" > "$run/test.txt"
