@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from filelock import FileLock
 from semisam_o1.cli import main
 from semisam_o1.data.phantoms import make_phantom, write_demo_data
 from semisam_o1.encoders import SAMMed3DEncoder
-from tests.jobs import small
+from tests.jobs import small, start
 
 SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than the demo's
 
@@ -95,6 +96,21 @@ def begun(run, tmp_path) -> Path:
     kept["done"] = [step for step in kept["done"] if not step.startswith("round_")]
     (folder / "progress.json").write_text(json.dumps(kept))
     return folder
+
+
+@pytest.fixture(scope="session")
+def process():
+    """process(arguments, out, err): the command line in a process of its own, that need not import everything first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "semisam_o1.job", "semisam_o1.round_0", "semisam_o1.refinement"])
+
+    def begin(arguments: list[str], out: Path, err: Path) -> multiprocessing.Process:
+        begun = context.Process(target=start, args=(arguments, out, err))
+        begun.start()
+        return begun
+
+    begin(["--version"], Path(os.devnull), Path(os.devnull)).join()  # by then all is imported
+    return begin
 
 
 @pytest.fixture(scope="session")

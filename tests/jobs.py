@@ -42,10 +42,11 @@ def bundle_process(run_id: str, config: Path, **ids) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def start(arguments: list[str], said: Path) -> None:
-    """The command line in a process that was forked for it; what it prints goes to the file ``said``."""
-    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        sys.exit(main(arguments))
+def start(arguments: list[str], out: Path, err: Path) -> None:
+    """The command line in a process that was forked for it; what it prints goes to the files ``out`` and ``err``."""
+    with out.open("w") as said, err.open("w") as warned:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
+            sys.exit(main(arguments))
 
 
 def labels(folder: Path) -> dict[str, np.ndarray]:

@@ -125,7 +125,8 @@ def test_another_seed_writes_other_labels(run, phantom_dir, tmp_path):
 
 @pytest.mark.slow
 def test_hdf5_layout_by_the_command_line(phantom_h5_dir, tmp_path):
-    assert main(["run", str(phantom_h5_dir), "--output", str(tmp_path), *small(num_rounds=1, spacing=1.0)]) == 0
+    extra = small(feature_voxels=3000, num_rounds=1, spacing=1.0)
+    assert main(["run", str(phantom_h5_dir), "--output", str(tmp_path), *extra]) == 0
     carried = json.loads((tmp_path / "bundle" / "configs" / "inference.json").read_text())
     assert carried["spacing"] == 1.0  # what HDF5 files of new scans have, where nothing else is said
     for name, label in labels(tmp_path / "pseudo_labels").items():
@@ -135,7 +136,7 @@ def test_hdf5_layout_by_the_command_line(phantom_h5_dir, tmp_path):
 
 @pytest.mark.slow
 def test_binary_label_merges_all_foreground_classes(phantom_dir, tmp_path):
-    extra = small(binary_label=True, num_rounds=1, refine_last=True, guard=False)
+    extra = small(feature_voxels=3000, binary_label=True, num_rounds=1, refine_last=True, guard=False)
     assert main(["run", str(phantom_dir), "--output", str(tmp_path), "--refinement", "volume", *extra]) == 0
     for stage in ("round_0/labels", "round_0/copied", "round_1/predictions", "round_1/labels", "pseudo_labels"):
         assert {number for label in labels(tmp_path / stage).values() for number in np.unique(label)} <= {0, 1}

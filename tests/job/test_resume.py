@@ -1,7 +1,6 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
 import json
-import multiprocessing
 import random
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from semisam_o1.methods.state import TrainingState, randomizables
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError
-from tests.jobs import labels, small, start
+from tests.jobs import labels, small
 
 STEPS = ["features", "propagation/first", "propagation/fusion"]
 STEPS += ["round_1/training", "round_1/prediction", "round_1/refinement"]
@@ -276,21 +275,6 @@ def job(tmp_path_factory):
     return ["run", str(data), "--device", "cpu", *small(**said), "--output"]
 
 
-@pytest.fixture(scope="module")
-def process():
-    """process(arguments, said): a process of its own for the command line, that need not import everything first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["monai.bundle", "semisam_o1.job", "semisam_o1.round_0", "semisam_o1.refinement"])
-
-    def begin(*arguments):
-        made = context.Process(target=start, args=arguments)
-        made.start()
-        return made
-
-    begin(["--version"], Path("/dev/null")).join()  # by then all is imported
-    return begin
-
-
 def results(run: Path) -> dict[str, np.ndarray]:
     files = [*run.glob("pseudo_labels/*.nii.gz"), *run.glob("round_*/predictions/*.nii.gz")]
     return {str(path.relative_to(run)): np.asarray(nibabel.load(path).dataobj) for path in files}
@@ -298,21 +282,21 @@ def results(run: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(job, process, tmp_path):
-    run, said = tmp_path / "killed", tmp_path / "said.txt"
+    run, said = tmp_path / "killed", (tmp_path / "out.txt", tmp_path / "err.txt")
     began = time.monotonic()
-    whole = process([*job, str(tmp_path / "whole")], said)
+    whole = process([*job, str(tmp_path / "whole")], *said)
     whole.join()
-    assert whole.exitcode == 0, said.read_text()
+    assert whole.exitcode == 0, said[1].read_text()
     seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
     while kills < 10:
-        killed = process([*job, str(run)], said)
+        killed = process([*job, str(run)], *said)
         killed.join(draw.uniform(0.05, 0.5) * seconds)
         killed.kill()
         killed.join()
         if killed.exitcode == -signal.SIGKILL:
             kills += 1
             continue
-        assert killed.exitcode == 0, said.read_text()
+        assert killed.exitcode == 0, said[1].read_text()
         (run / "progress.json").write_text(  # done before its time: once more from somewhere
             json.dumps(json.loads((run / "progress.json").read_text()) | {"done": ["features"]})
         )
@@ -323,10 +307,11 @@ def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(job, pr
     assert expected and expected.keys() == found.keys()
     for name, label in expected.items():
         np.testing.assert_array_equal(label, found[name], err_msg=name)
-    again = process([*job, str(run)], said)
+    again = process([*job, str(run)], *said)
     again.join()
     assert again.exitcode == 0
-    assert "going on after" in said.read_text() and "training:" not in said.read_text()
+    text = "".join(path.read_text() for path in said)
+    assert "going on after" in text and "training:" not in text
 
 
 FULL = Path("/dev/full")  # Linux's device that has no room, ever

@@ -11,7 +11,7 @@ from tests.jobs import labels, small
 
 @pytest.mark.slow
 def test_features_are_not_computed_again(phantom_dir, tmp_path):
-    arguments = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small(label_fusion=False)]
+    arguments = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small(feature_voxels=3000)]
     assert main(arguments) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     assert main(arguments) == 0
@@ -23,7 +23,8 @@ def test_features_are_not_computed_again(phantom_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_propagate_to_another_split(phantom_dir, tmp_path, split):
-    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), "--split", split, *small()]) == 0
+    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), "--split", split]
+    assert main([*command, *small(feature_voxels=3000)]) == 0
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert {row["split"] for row in rows} == {split} and len(labels(tmp_path / "pseudo_labels")) == 1
 
@@ -32,7 +33,8 @@ def test_propagate_to_another_split(phantom_dir, tmp_path, split):
 @pytest.mark.parametrize("method", ["copy", "prototype"])
 def test_other_propagations_by_setting(phantom_dir, tmp_path, method):
     name = f"propagation#method#_target_=semisam_o1.round_0.{method}"
-    assert main(["propagate", str(phantom_dir), "--output", str(tmp_path), *small(), "--set", name]) == 0
+    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small(feature_voxels=3000)]
+    assert main([*command, "--set", name]) == 0
     quality = list(csv.DictReader((tmp_path / "round_0" / "quality.csv").open()))
     assert all(np.isfinite(float(value)) for row in quality for key, value in row.items() if key != "case")
     if method == "copy":  # judged all the same, though nothing was aligned

@@ -26,7 +26,7 @@ def cohort(phantom_dir, tmp_path_factory):
 
 
 def labelled(cohort, output, *templates, **more):
-    settings = small(num_rounds=1, refine_last=True, guard=False, unsure=0.6, **more)
+    settings = small(feature_voxels=4000, num_rounds=1, refine_last=True, guard=False, unsure=0.6, **more)
     command = ["run", str(cohort), "--output", str(output), "--device", "cpu", "--template", *templates, *settings]
     assert main(command) == 0
     return output

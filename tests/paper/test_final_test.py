@@ -59,6 +59,7 @@ def test_a_whole_run(golden, three_cases, tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), found["run/a/prediction"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mt", "dtc"])
 def test_a_checkpoint(three_cases, tmp_path, capsys, method):
     torch.manual_seed(0)
