@@ -35,4 +35,4 @@ def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, overrides
         raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and the truth.")
     others = [row for row in read_csv(folder.metrics) if row["split"] != split] if folder.metrics.exists() else []
     write_csv(others + rows, folder.metrics)
-    return summary_text(rows)
+    return summary_text(rows, job.config.setting("metric_definition"))

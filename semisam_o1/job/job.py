@@ -122,7 +122,7 @@ class Job:
         record.write()
         write_report(run.path, self.cohort)
         if rows:
-            log.info("\n%s", summary_text(rows))
+            log.info("\n%s", summary_text(rows, self.config.setting("metric_definition")))
         log.info("labels: %s", run.pseudo_labels)
         log.info("report: %s", run.report)
 

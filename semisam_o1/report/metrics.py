@@ -279,10 +279,10 @@ def summary(rows: Iterable[Mapping[str, Any]], label: int | str = "mean") -> lis
     return table
 
 
-def summary_text(rows: Iterable[Mapping[str, Any]], unit: str = "mm") -> str:
-    """The summary of ``rows`` as a text table; ``unit`` is the unit of distances in the heading."""
-    first, *others = MEASURES["mm"]
-    titles = [f"{m.title} {unit if m.unit == 'mm' else m.unit}".rstrip() for m in others]
+def summary_text(rows: Iterable[Mapping[str, Any]], definition: str = "mm") -> str:
+    """The summary of ``rows`` as a text table; the heading gives the units of the ``definition``."""
+    first, *others = MEASURES[definition]
+    titles = [f"{m.title} {m.unit}".rstrip() for m in others]
     head = ["split", "round", "stage", "cases", first.title, "median", "worst", *titles]
     lines = [head]
     for line in summary(rows):

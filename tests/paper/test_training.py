@@ -156,6 +156,7 @@ def test_ten_steps(golden, inputs, double, monkeypatch, name):
         batches.append({"image": image, "label": label, "labelled": torch.tensor([True, False])})
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     before, teacher_before = parts(student), parts(method.teacher)
+    discriminator_before = parts(method.discriminator) if name == "dan" else {}
     rows, weights = [], {}
 
     class Record:
@@ -190,3 +191,9 @@ def test_ten_steps(golden, inputs, double, monkeypatch, name):
             expected = found[f"{prefix}/{key}"]
             added = added[::7] if added.size > 2000 else added
             np.testing.assert_allclose(added, expected, rtol=0, atol=2 * tolerance, err_msg=f"{prefix} {key}")
+    for key, start in discriminator_before.items():
+        added = (parts(method.discriminator)[key] - start).ravel()
+        some = added[:: max(1, added.size // 50)][:50]
+        summed = [added.sum(), np.linalg.norm(added)]
+        expected = found[f"discriminator_10/{key}"]
+        np.testing.assert_allclose([*summed, *some], expected, rtol=1e-6, atol=2 * tolerance, err_msg=key)

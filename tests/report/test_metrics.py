@@ -239,7 +239,7 @@ def test_csv_round_trip_and_summary(folder, tmp_path):
 def test_the_terminal_table_is_laid_out_as_ever(folder):
     path, cases, cohort = folder
     rows = evaluate_folder(partial(volume, path), cases, cohort, PROPAGATED)
-    head, line = summary_text(rows, "voxels").splitlines()
+    head, line = summary_text(rows, "paper").splitlines()
     assert head == "split  round  stage       cases   Dice  median  worst  Jaccard  HD95 voxels  ASD voxels"
     assert line.split()[:4] == ["pool", "0", "propagated", "2"]
     table = summary(rows)[0]
