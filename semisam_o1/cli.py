@@ -9,8 +9,11 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 # OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
 # A short spin suits both. OpenMP reads these variables when torch is imported.
@@ -19,9 +22,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import semisam_o1
+from semisam_o1.errors import GO_ON, plainly
+from semisam_o1.literals import as_config
 from semisam_o1.types import DatasetError, UserError
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
 PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # published name of a method -> ours
 
 
@@ -29,33 +35,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: done. 1: `predict` left out some images. 2: the command or the data cannot be used; this prints one line instead
-    of a traceback. 130: interrupted.
+    of a traceback. 130, 143: stopped by Ctrl-C or SIGTERM.
     """
     options = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         return options.action(options) or 0
-    except (UserError, OSError, RuntimeError) as error:  # MONAI wraps a component's error in the latter
+    except (UserError, OSError, RuntimeError, MemoryError) as error:  # MONAI wraps a component's error in RuntimeError
         text = plainly(error)
         if text is None:
             raise
         print(f"semisam-o1: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("semisam-o1: stopped.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"semisam-o1: stopped. {GO_ON}", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
-def plainly(error: BaseException | None) -> str | None:
-    """The first message in an error's chain of causes that a user can act on; None if the error is a bug."""
-    from semisam_o1.files import disk_full
-
-    while error is not None:
-        if isinstance(error, (UserError, FileNotFoundError)):
-            return str(error)
-        if disk_full(error):
-            return "the disk is full. What is done is kept: make room and give the same command again."
-        error = error.__cause__ or error.__context__
-    return None
+def _stop(number: int, frame: Any) -> None:
+    """Handler of a signal: ends the command as Ctrl-C does."""
+    raise KeyboardInterrupt(number)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--run", type=Path, help="folder of a finished run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     predict.add_argument(
-        "--method", default="mt", help="with --weights: mt, uamt, dan or dtc (dtc uses another network)"
+        "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
     )
     predict.add_argument("--output", required=True, type=Path)
     _setting_options(predict)
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     source = test.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     source.add_argument("--run", type=Path, metavar="RUN", help="folder of a finished run: score each round")
-    test.add_argument("--method", default="mt", choices=("mt", "uamt", "dan", "dtc"), help="with --weights (mt)")
+    test.add_argument("--method", default="mt", choices=PUBLISHED, help="with --weights (mt)")
     test.add_argument(
         "--test-list", default="test.txt", metavar="FILE", help="list of cases, a file in DIR or a path (test.txt)"
     )
@@ -170,15 +170,17 @@ def _setting_options(command: argparse.ArgumentParser) -> None:
 
 
 def overrides(options: argparse.Namespace) -> dict:
-    """The config ids that the command line overrides, with their values: JSON if they parse as JSON, else text.
+    """The config ids that the command line overrides, as config.
+
+    Options are data. The values of ``--set`` are config, i.e. code: JSON if they parse as JSON, else text.
 
     Raises:
         DatasetError: a setting is not of the form ID=VALUE.
     """
     ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split", "restart_from")
-    changed = {name: value for name in ids if (value := getattr(options, name, None)) not in (None, [])}
+    changed = {name: as_config(value) for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
-        changed["device"] = options.device
+        changed["device"] = as_config(options.device)
     for setting in options.settings:
         name, equals, value = setting.partition("=")
         if not name or not equals:
@@ -262,22 +264,21 @@ def _run(options) -> None:
 
 def _predict(options) -> int:
     from semisam_o1.data.images import cases_of
-    from semisam_o1.job.bundle import published_model
+    from semisam_o1.job.bundle import published_model, trained_config
     from semisam_o1.runfolder import PredictionFolder, RunFolder
 
-    cases = cases_of(options.images)  # fail before the network is built
-    changed = {"output_dir": str(options.output), "images": options.images}
+    cases, found = cases_of(options.images), PredictionFolder(options.output)
+    found.claim(cases)  # fail before the network is built
+    changed = {"output_dir": as_config(options.output), "images": as_config(options.images)}
     if options.weights:
-        config, changed["bundle_root"] = CONFIGS / "inference.json", str(CONFIGS.parent)
+        config, changed["bundle_root"] = CONFIGS / "inference.json", as_config(CONFIGS.parent)
         changed |= published_model(options.weights, options.method)
     else:
         run = RunFolder(options.run)
         run.read_record()  # raises an error if the folder has an earlier layout
-        config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", str(run.bundle)
-        if not config.is_file():
-            raise DatasetError(f"{options.run}: no trained bundle there; expected the folder of a finished run.")
+        trained_config(run)  # raises an error if there is none
+        config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", as_config(run.bundle)
     _execute(_workflow([config], "run", changed | overrides(options), "infer"))
-    found = PredictionFolder(options.output)
     print(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
     left_out = sorted({case.name for case in cases} - set(found.uncertainty.read()))
     if left_out:
@@ -337,6 +338,8 @@ def _suggest(options) -> None:
 def _convert(options) -> None:
     from semisam_o1.weights import convert_weights
 
+    if os.path.lexists(options.output):
+        raise DatasetError(f"{options.output} exists. Name another file.")
     print(f"{convert_weights(options.checkpoint, options.output)} tensors: {options.output}")
 
 

@@ -22,7 +22,7 @@ from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.files import atomic_write
+from semisam_o1.files import checksum, write_hdf5
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Affine, Case, Tokens, UserError
 
@@ -115,7 +115,7 @@ class FeatureStore:
         descriptor = F.normalize(tokens.float().mean((1, 2, 3)), dim=0)
         seen = case.image.stat()
         scan_of = dict(zip(SCAN, (checksum(case.image), seen.st_size, seen.st_mtime_ns)))
-        with atomic_write(self.path(case.name)) as aside, h5py.File(aside, "w") as file:
+        with write_hdf5(self.path(case.name)) as file:
             file.create_dataset("tokens", data=tokens.cpu().numpy().astype(self.dtype), chunks=(1, *tokens.shape[1:]))
             file["affine"], file["descriptor"] = np.asarray(affine, float), descriptor.cpu().numpy()
             file["scan_affine"], file["scan_shape"] = np.asarray(scan.affine, float), np.asarray(scan.shape, int)
@@ -147,12 +147,6 @@ def run_store(output_dir: str | Path, frame: str = "world", **settings) -> Featu
     """The `FeatureStore` of a run, for features in ``frame``; ``settings``: arguments of `FeatureStore`."""
     folder = RunFolder(output_dir).features
     return FeatureStore(folder if frame == "world" else folder / frame, **settings)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encoder_key(encoder: Encoder) -> str:

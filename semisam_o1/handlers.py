@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from semisam_o1.data.export import write_label, write_share, write_weights
 from semisam_o1.data.formats import case_grid
 from semisam_o1.data.grids import to_grid
 from semisam_o1.data.transforms import keep_largest
-from semisam_o1.files import WorkFiles
+from semisam_o1.files import WorkFiles, atomic_write
 from semisam_o1.runfolder import PredictionFolder, RunFolder
 from semisam_o1.tables import CaseTable
 from semisam_o1.types import Case
 from semisam_o1.uncertainty import predictive_entropy
+from semisam_o1.weights import read_checkpoint
 
 log = logging.getLogger("semisam_o1")
 
@@ -57,6 +59,7 @@ class PredictionSaver:
             the inferer may return; else over the scan.
         largest_component: the classes to reduce to their largest component.
         hdf5_key, hdf5_spacing: see `formats.HDF5Reader`.
+        writing: how label and map are written: path -> context of a temporary path.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class PredictionSaver:
         largest_component: Sequence[int] = (),
         hdf5_key: str = "image",
         hdf5_spacing=None,
+        writing: Callable[[Path], AbstractContextManager[Path]] = atomic_write,
     ):
+        self.writing = writing
         self.cases = {case.name: case for case in cases}
         self.label, self.uncertainty_map, self.table, self.kept = label, uncertainty_map, table, kept
         self.largest_component, self.hdf5 = largest_component, (hdf5_key, hdf5_spacing)
@@ -102,11 +107,14 @@ class PredictionSaver:
         mean = (self.uncertainty(seen) if self.over_padding else uncertainty).mean()
         self.found[name] = {"uncertainty": float(mean)}
         label = keep_largest(members.mean(0).argmax(0, keepdim=True), self.largest_component)[0]
-        write_label(self.label(name), label.numpy(), case.image, grid)
-        write_share(self.uncertainty_map(name), uncertainty.numpy(), case.image, grid)
+        with self.writing(self.label(name)) as aside:
+            write_label(aside, label.numpy(), case.image, grid)
+        with self.writing(self.uncertainty_map(name)) as aside:
+            write_share(aside, uncertainty.numpy(), case.image, grid)
 
     def completed(self, engine: Engine) -> None:
-        self.table.write(self.found)
+        earlier = {name: row for name, row in self.table.read().items() if name not in self.cases}
+        self.table.write(earlier | self.found)
 
 
 def middle(volume: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
@@ -126,7 +134,9 @@ def round_predictions(cases: Sequence[Case], output_dir: str | Path, round: int,
 def new_predictions(cases: Sequence[Case], output_dir: str | Path, **settings) -> PredictionSaver:
     """A `PredictionSaver` for ``output_dir``/labels and /uncertainty, for scans that belong to no run."""
     folder = PredictionFolder(output_dir)
-    return PredictionSaver(cases, folder.label, folder.uncertainty_map, folder.uncertainty, **settings)
+    folder.claim(cases)
+    places = (folder.label, folder.uncertainty_map, folder.uncertainty)
+    return PredictionSaver(cases, *places, writing=folder.ledger.writing, **settings)
 
 
 def round_weights(network: nn.Module, output_dir: str | Path, round: int, device: str = "cpu") -> CheckpointLoader:
@@ -135,6 +145,7 @@ def round_weights(network: nn.Module, output_dir: str | Path, round: int, device
     Round 0 has no model; the caller checks for that.
     """
     path = RunFolder(output_dir).round(round).model
+    read_checkpoint(path)  # a damaged file is named
     return CheckpointLoader(str(path), {"model": network}, map_location=torch.device(device))
 
 
@@ -216,5 +227,5 @@ class WeightsSaver:
 
     def __call__(self, engine: Engine) -> None:
         chosen = self.best is not None and self.best.exists()
-        state = torch.load(self.best, map_location="cpu", weights_only=True) if chosen else self.network.state_dict()
+        state = read_checkpoint(self.best) if chosen else self.network.state_dict()
         write_weights(self.path, state.get("model", state))

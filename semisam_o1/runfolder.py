@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semisam_o1.files import WorkFiles
+from semisam_o1.files import WorkFiles, read_json, remove, remove_if_empty
+from semisam_o1.ledger import Ledger
 from semisam_o1.tables import CaseTable
-from semisam_o1.types import DatasetError
+from semisam_o1.types import Case, DatasetError, UserError
 
+ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 2  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
+RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int}  # kinds in run.json
+JOURNAL = {"done": list, "settings": dict}  # and in progress.json
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
     "predicted_dice",
@@ -27,25 +33,48 @@ QUALITY = (
 )
 
 
+def folder_path(path: str | Path) -> Path:
+    """``path`` as a path.
+
+    Raises:
+        UserError: the path is empty, as that of a shell variable that is not set.
+    """
+    if not str(path).strip():
+        raise UserError("The folder for results is an empty text. Name a folder.")
+    return Path(path).expanduser()
+
+
 def volume(folder: Path, name: str) -> Path:
     """The file of case ``name`` in a folder of labels or maps."""
     return folder / f"{name}{SUFFIX}"
 
 
-def uncertainty_table(folder: Path) -> CaseTable:
+def uncertainty_table(folder: Path, ledger: Ledger | None = None) -> CaseTable:
     """The table of mean uncertainties of the predictions in ``folder``, highest first."""
-    return CaseTable(
-        folder / "uncertainty.csv", {"uncertainty": ".6f"}, order=lambda row: (-row[1]["uncertainty"], row[0])
-    )
+    columns = {"uncertainty": ".6f"}
+    return CaseTable(folder / "uncertainty.csv", columns, lambda row: (-row[1]["uncertainty"], row[0]), ledger)
 
 
 class PredictionFolder:
     """A folder of predictions for scans that belong to no run."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = folder_path(path)
+        self.ledger = Ledger(self.path)
         self.labels = self.path / "labels"
-        self.uncertainty = uncertainty_table(self.path)
+        self.uncertainty = uncertainty_table(self.path, self.ledger)
+
+    def claim(self, cases: Sequence[Case]) -> None:
+        """Refuse to replace what was not written here, or one of the scans themselves.
+
+        Raises:
+            UserError: it names the files.
+        """
+        targets = [file(case.name) for case in cases for file in (self.label, self.uncertainty_map)]
+        self.ledger.refuse_foreign([*targets, self.uncertainty.path], "predict")
+        scans = {case.image.resolve() for case in cases}
+        if found := [str(path) for path in targets if path.resolve() in scans]:
+            raise UserError(f"predict would replace its own input, {', '.join(found)}. Name another folder.")
 
     def label(self, name: str) -> Path:
         return volume(self.labels, name)
@@ -87,24 +116,39 @@ class RoundFolder:
         return volume(self.path / "copied", name)
 
     def final(self, name: str) -> Path:
-        """The final label of the round: the refined label, else the prediction."""
-        return self.label(name) if self.labels.is_dir() else self.prediction(name)
+        """The final label of the round: the propagated or refined label, else the prediction."""
+        predicted_alone = self.prediction(name).is_file() and not self.label(name).is_file()
+        return self.prediction(name) if predicted_alone else self.label(name)
+
+    def remove(self) -> None:
+        """Remove what a run wrote in this folder, and the folder if nothing else is in it."""
+        names = ["labels", "predictions", "uncertainty", "confidence", "copied", "work"]
+        files = [self.model, self.training_state, self.refinement, self.quality.path, self.uncertainty.path]
+        copies = self.path.glob(f"{self.path.name.replace('_', '')}_*.pth")
+        for path in [*(self.path / name for name in names), *files, *copies]:
+            remove(path)
+        remove_if_empty(self.path)
 
     def work(self, kind: str) -> WorkFiles:
         """Arrays that one stage writes for the next."""
         return WorkFiles(self.path / "work" / kind)
 
     @property
+    def refined(self) -> list[str] | None:
+        """The cases of this round's refinement; None before it."""
+        return read_json(self.refinement).get("cases", []) if self.refinement.exists() else None
+
+    @property
     def refinement_off(self) -> bool:
         """Whether the guard switched off the refinement of this round."""
-        return self.refinement.exists() and json.loads(self.refinement.read_text(encoding="utf-8"))["switched_off"]
+        return self.refinement.exists() and bool(read_json(self.refinement).get("switched_off"))
 
 
 class RunFolder:
     """The folder of a run."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = folder_path(path)
         self.features, self.bundle = self.path / "features", self.path / "bundle"
         self.pseudo_labels = self.path / "pseudo_labels"
         self.record, self.journal = self.path / "run.json", self.path / "progress.json"
@@ -112,13 +156,26 @@ class RunFolder:
             self.path / name for name in ("report.html", "review.csv", "metrics.csv")
         )
 
+        self.problems = self.path / "problems.csv"
+        self.ledger = Ledger(self.path)
+
+    def ours(self) -> bool:
+        """Whether a run of this package was begun here."""
+        return bool(self.read_journal() or self.read_record())
+
+    def present(self) -> list[Path]:
+        """The files and folders that have a name that a run uses."""
+        tables = (self.report, self.review, self.metrics, self.problems, self.ledger.path, self.record, self.journal)
+        names = [self.features, self.bundle, self.pseudo_labels, self.ledger.reviewed, *tables]
+        return [path for path in names if os.path.lexists(path)] + [self.round(n).path for n in self.rounds()]
+
     def round(self, number: int) -> RoundFolder:
         return RoundFolder(self.path / f"round_{number}")
 
     def rounds(self) -> list[int]:
         """The numbers of the rounds that have a folder, ascending."""
-        numbers = (path.name.removeprefix("round_") for path in self.path.glob("round_*") if path.is_dir())
-        return sorted(int(number) for number in numbers if number.isdigit())
+        folders = [path.name for path in self.path.glob("round_*") if path.is_dir()]
+        return sorted(int(name[1]) for name in map(ROUND.fullmatch, folders) if name)
 
     def pseudo_label(self, name: str) -> Path:
         return volume(self.pseudo_labels, name)
@@ -140,7 +197,7 @@ class RunFolder:
         Raises:
             DatasetError: the run has an earlier layout.
         """
-        return self._read(self.record)
+        return self._read(self.record, RECORD)
 
     def read_journal(self) -> dict[str, Any]:
         """The content of progress.json; empty if the file does not exist.
@@ -148,16 +205,19 @@ class RunFolder:
         Raises:
             DatasetError: the run has an earlier layout.
         """
-        return self._read(self.journal)
+        return self._read(self.journal, JOURNAL)
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
         if not path.is_file():
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.get("layout") != LAYOUT:
             raise DatasetError(
                 f"{self.path} was written by an earlier version of semisam-o1 ({path.name} has layout "
                 f"{content.get('layout', 1)}, expected {LAYOUT}). Its labels stay as they are; name another folder "
                 "for this run."
             )
+        for name, kind in kinds.items():
+            if not isinstance(content.get(name), kind):
+                raise DatasetError(f"{path} is damaged: '{name}' is no {kind.__name__}. Restore it, or remove it.")
         return content

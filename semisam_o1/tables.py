@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semisam_o1.files import write_text
+from semisam_o1.ledger import Ledger, State
 
 TEXT, COUNT = "", "d"  # formats of columns; numbers use those of `format`, e.g. ".4f"
 # A spreadsheet reads a cell that starts with one of these as a formula. A leading apostrophe marks it as text. A text
@@ -64,16 +66,22 @@ class CaseTable:
         path: the file.
         columns: name -> format of each number.
         order: sort key of the rows, called with (case, numbers).
+        ledger: if given, the table is written through it, and one that a person changed is not read.
     """
 
-    def __init__(self, path: str | Path, columns: Mapping[str, str], order=lambda row: row[0]):
+    def __init__(
+        self, path: str | Path, columns: Mapping[str, str], order=lambda row: row[0], ledger: Ledger | None = None
+    ):
         self.path, self.columns, self.order = Path(path), {"case": TEXT, **columns}, order
+        self.ledger = ledger
 
     def write(self, values: Mapping[str, Mapping[str, float]]) -> None:
         rows = sorted(values.items(), key=self.order)
-        write_rows(self.path, self.columns, ({"case": name, **numbers} for name, numbers in rows))
+        with contextlib.nullcontext(self.path) if self.ledger is None else self.ledger.writing(self.path) as path:
+            write_rows(path, self.columns, ({"case": name, **numbers} for name, numbers in rows))
 
     def read(self) -> dict[str, dict[str, float]]:
         """All rows; empty if the file does not exist."""
-        rows = read_rows(self.path, self.columns) if self.path.exists() else []
+        trusted = self.path.exists() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
+        rows = read_rows(self.path, self.columns) if trusted else []
         return {row.pop("case"): row for row in rows}

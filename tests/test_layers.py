@@ -25,7 +25,9 @@ LAYERS = (
     {"data"},
     {"runfolder", "runtime", "uncertainty"},
     {"tables", "neighbours", "weights"},
-    {"files"},
+    {"ledger"},
+    {"files", "literals"},
+    {"errors"},
     {"types", "version", "__init__"},
 )
 HEIGHT = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}

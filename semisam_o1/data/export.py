@@ -7,11 +7,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import torch
 
 from semisam_o1.data.formats import NIFTI
 from semisam_o1.data.grids import Grid
-from semisam_o1.files import atomic_write
+from semisam_o1.files import atomic_write, write_torch
 
 GEOMETRY = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -21,8 +20,7 @@ GEOMETRY = (
 
 def write_weights(path: str | Path, state: dict) -> None:
     """Write a plain ``state_dict`` of CPU tensors."""
-    with atomic_write(path) as aside:
-        torch.save({key: value.detach().cpu() for key, value in state.items()}, aside)
+    write_torch(path, {key: value.detach().cpu() for key, value in state.items()})
 
 
 def write_label(path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid) -> None:

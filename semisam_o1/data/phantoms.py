@@ -18,6 +18,8 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
+from semisam_o1.ledger import Ledger
+from semisam_o1.runfolder import folder_path
 from semisam_o1.types import Affine, DatasetError
 
 CLASSES = {1: "bright organ", 2: "dim organ"}
@@ -207,18 +209,18 @@ def write_demo_data(
         ``out`` as a path.
 
     Raises:
-        DatasetError: too few cases, or the folder contains scans other than phantoms.
+        DatasetError: too few cases. UserError: the folder is an empty text, or contains files that are not from here.
     """
-    out = Path(out).expanduser()
+    out = folder_path(out)
     if cases < 3:
         raise DatasetError(f"{cases} demo cases: at least 3 are needed, for template, pool and test.")
-    others = [p.name for folder in ("images", "data") for p in (out / folder).glob("*") if "phantom_" not in p.name]
-    if others:
-        raise DatasetError(f"{out} already contains {len(others)} files other than phantoms: choose an empty folder.")
-    for folder in ("images", "labels"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        for old in (out / folder).glob("phantom_*"):
-            old.unlink()
+    ledger = Ledger(out)
+    ledger.recover()
+    ours = (ledger.path, ledger.reviewed)
+    files = (path for path in out.rglob("*") if path.is_file() and not any(map(path.is_relative_to, ours)))
+    ledger.refuse_foreign(files, "demo-data")
+    for folder in ("images", "labels"):  # of another number of cases
+        ledger.remove_below(out / folder)
     names = [f"phantom_{number:0{max(2, len(str(cases - 1)))}d}" for number in range(cases)]
     for number, name in enumerate(names):
         stored = _STORED[number % len(_STORED)]
@@ -230,8 +232,9 @@ def write_demo_data(
         size = tuple(int(n) for n in np.ceil(extent / sizes))
         affine = grid_affine(size, sizes.tolist(), axcodes, turn)
         image, label = make_phantom(1000 * seed + number, size, affine=affine)
-        _save(out / "images" / f"{name}.nii.gz", np.rint(image).astype(np.int16), affine)
-        _save(out / "labels" / f"{name}.nii.gz", label, affine)
+        for folder, array in (("images", np.rint(image).astype(np.int16)), ("labels", label)):
+            with ledger.writing(out / folder / f"{name}.nii.gz") as aside:
+                _save(aside, array, affine)
     test = max(1, cases // 4)
     val = max(1, cases // 12) if cases > 3 else 0
     train = cases - val - test
@@ -240,10 +243,10 @@ def write_demo_data(
         ("val", names[train : train + val]),
         ("test", names[train + val :]),
     ):
-        (out / f"{file}.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
-    (out / "classes.json").write_text(
-        json.dumps({str(n): name for n, name in CLASSES.items()}) + "\n", encoding="utf-8"
-    )
+        with ledger.writing(out / f"{file}.txt") as aside:
+            aside.write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
+    with ledger.writing(out / "classes.json") as aside:
+        aside.write_text(json.dumps({str(n): name for n, name in CLASSES.items()}) + "\n", encoding="utf-8")
     return out
 
 

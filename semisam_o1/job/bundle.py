@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import semisam_o1
-from semisam_o1.files import write_json
+from semisam_o1.files import read_json, write_json
 from semisam_o1.job.config import JobConfig
+from semisam_o1.literals import as_config, harmless
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import UserError
+from semisam_o1.types import DatasetError, UserError
 from semisam_o1.weights import read_weights
 
 # Ids that train.json and inference.json share: preprocessing, network, inferer, postprocessing and the reading of HDF5.
@@ -40,7 +41,7 @@ def prediction_config(config: JobConfig) -> dict:
         if name in found or name in KEPT:
             continue
         if name in config.settings and "cohort" in config.needed([name]):
-            found[name] = config.settings[name]
+            found[name] = as_config(config.settings[name])
         else:
             found[name] = config.raw[name]
             waiting += config.refers_to(name)
@@ -53,24 +54,45 @@ def prediction_config(config: JobConfig) -> dict:
 def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
     """Write ``run/bundle``: shipped configs, docs and licence, the weights of ``round`` and the prediction config."""
     bundle, shipped = run.bundle, Path(semisam_o1.BUNDLE_ROOT)
-    shutil.copytree(
-        shipped, bundle, ignore=shutil.ignore_patterns("*.pt", "__pycache__", "__init__.py"), dirs_exist_ok=True
-    )
-    (bundle / "models").mkdir(exist_ok=True)
-    shutil.copyfile(run.round(round).model, bundle / "models" / "model.pt")
+    made = (bundle / "configs" / "inference.json", bundle / "configs" / "metadata.json")
+    files = {bundle / path.relative_to(shipped): path for path in sorted(shipped.rglob("*")) if is_shipped(path)}
+    files[bundle / "models" / "model.pt"] = run.round(round).model
+    for target, source in files.items():
+        if target not in made:
+            with run.ledger.writing(target) as aside:
+                shutil.copyfile(source, aside)
 
     inference = json.loads((shipped / "configs" / "inference.json").read_text(encoding="utf-8"))
-    write_json(bundle / "configs" / "inference.json", inference | prediction_config(config))
+    with run.ledger.writing(made[0]) as aside:
+        write_json(aside, inference | prediction_config(config))
 
     cohort = config.cohort
     metadata = json.loads((shipped / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    channels = {str(number): name for number, name in cohort.classes.items()}
+    channels = {str(number): harmless(name) for number, name in cohort.classes.items()}
     output = metadata["network_data_format"]["outputs"]["pred"]
     output |= {"num_channels": cohort.num_classes, "channel_def": channels, "value_range": [0, cohort.num_classes - 1]}
     for end in ("inputs", "outputs"):
         for part in metadata["network_data_format"][end].values():
             part["spatial_shape"] = config.setting("patch_size")
-    write_json(bundle / "configs" / "metadata.json", metadata)
+    with run.ledger.writing(made[1]) as aside:
+        write_json(aside, metadata)
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file of the package's bundle belongs into a trained bundle."""
+    return path.is_file() and path.suffix != ".pt" and path.name != "__init__.py" and "__pycache__" not in path.parts
+
+
+def trained_config(run: RunFolder) -> dict:
+    """The content of ``inference.json`` of a run's trained bundle. It is code: parse it only to predict.
+
+    Raises:
+        DatasetError: the run has no trained bundle, or its config is damaged.
+    """
+    path = run.bundle / "configs" / "inference.json"
+    if not path.is_file():
+        raise DatasetError(f"{run.path}: no trained bundle there; expected the folder of a finished run.")
+    return read_json(path)
 
 
 def published_model(weights: str | Path, method: str) -> dict:
@@ -90,8 +112,8 @@ def published_model(weights: str | Path, method: str) -> dict:
         raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
     name = "UNet3DSDF" if method == "dtc" else "UNet3D"
     network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": len(head)}
-    what = f"the network of '{method}', {name}({len(head)} classes)"
-    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "file": str(path), "what": what}
+    what = as_config(f"the network of '{method}', {name}({len(head)} classes)")
+    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "file": as_config(path), "what": what}
     alone = {"_target_": "semisam_o1.networks.LogitsAlone", "network": loaded}
     return {
         "network_def": alone if method == "dtc" else loaded,

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from semisam_o1.job.job import Job
+from monai.bundle import ConfigParser
+
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.job import results
+from semisam_o1.job.bundle import trained_config
+from semisam_o1.ledger import State
+from semisam_o1.literals import as_config
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import DatasetError
+from semisam_o1.types import Case, DatasetError
 
-KEPT = ("train_spacing", "patch_size", "out_channels")  # resolved values of the run, which depend on its own templates
+log = logging.getLogger("semisam_o1")
+COHORT = ("num_classes", "image_key", "spacing", "need_pool", "binary_label")  # settings that say how scans are read
+SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes predictions
 
 
-def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, overrides: dict | None = None) -> str:
+def evaluate_run(
+    run: str | Path, dataset_dir: str | Path, split: str, overrides: Mapping[str, Any] | None = None
+) -> str:
     """Score a finished run's labels on ``split`` of a data set; returns a table and writes the rows to metrics.csv.
 
-    Cases without a prediction are first predicted by the model of the selected round.
+    Cases without a prediction are first predicted by the run's trained bundle, with the config ids ``overrides``.
 
     Raises:
         DatasetError: ``run`` is not the folder of a run, or no case of the split has truth.
@@ -24,15 +37,30 @@ def evaluate_run(run: str | Path, dataset_dir: str | Path, split: str, overrides
     record = folder.read_record()
     if not record:
         raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
-    kept = {name: record["settings"][name] for name in KEPT} | {"num_rounds": record["rounds"]}
-    config = record["config"] | kept | {"template": record["template"], "dataset_dir": str(dataset_dir)}
-    job = Job(config | {"output_dir": str(run)} | (overrides or {}))
-    job.record.take_up()
-    job.record.best_round = record["best_round"]
-    job.predict_missing(split)
-    rows = job.evaluate([split])
+    settings = record["settings"]
+    kept = {name: settings[name] for name in COHORT if name in settings}
+    cohort = open_cohort(dataset_dir, record["template"], **kept | {"num_classes": len(record["classes"])})
+    number = record["best_round"]
+    missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
+    if number and missing:
+        predict(folder, number, missing, overrides or {})
+    definition = settings["metric_definition"]
+    rows = results.scores(folder, cohort, [split], record["rounds"], definition)
     if not rows:
         raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and the truth.")
-    others = [row for row in read_csv(folder.metrics) if row["split"] != split] if folder.metrics.exists() else []
-    write_csv(others + rows, folder.metrics)
-    return summary_text(rows, job.config.setting("metric_definition"))
+    untouched = folder.ledger.state(folder.metrics) is State.OURS  # a table that a person changed is used for nothing
+    others = [row for row in read_csv(folder.metrics) if row["split"] != split] if untouched else []
+    with folder.ledger.writing(folder.metrics) as aside:
+        write_csv(others + rows, aside)
+    return summary_text(rows, definition)
+
+
+def predict(run: RunFolder, round: int, cases: Sequence[Case], overrides: Mapping[str, Any]) -> None:
+    """Predict ``cases`` with the trained bundle of a run, into the folder of the ``round`` that the bundle holds."""
+    log.info("round %d: prediction", round)
+    parser = ConfigParser(trained_config(run))
+    parser.update({"bundle_root": as_config(run.bundle), "output_dir": as_config(run.path), "cases": list(cases)})
+    parser.update({f"{SAVER}#_target_": "semisam_o1.handlers.round_predictions", f"{SAVER}#round": round})
+    parser.update(dict(overrides))
+    for id in ("initialize", "run"):
+        parser.get_parsed_content(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,15 +17,18 @@ from semisam_o1.data import image_chain, read_grid, read_volume, to_grid
 from semisam_o1.data.datasets import listed_cases
 from semisam_o1.data.export import write_label
 from semisam_o1.data.formats import format_of
-from semisam_o1.files import atomic_write
+from semisam_o1.job.bundle import trained_config
+from semisam_o1.ledger import Ledger
+from semisam_o1.literals import as_config
 from semisam_o1.networks import LogitsAlone, ProbabilityWindows, UNet3D, UNet3DSDF
 from semisam_o1.report.metrics import MEASURES, score
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case, DatasetError, UserError
-from semisam_o1.weights import load_weights, read_weights
+from semisam_o1.weights import load_weights, read_checkpoint, read_weights
 
 log = logging.getLogger("semisam_o1")
+TABLE = "test.csv"
 WINDOW = (128, 128, 128)  # the stride is half of it
 PAPER = MEASURES["paper"]
 COLUMNS = {"model": TEXT, "case": TEXT, "class": COUNT, **{measure.name: ".6f" for measure in PAPER}}
@@ -71,25 +75,26 @@ def run_predictors(run: str | Path, device: str) -> Iterator[tuple[str, Predicto
     """Name, predictor and number of classes of each trained round of a run, with the prediction config of its bundle.
 
     Raises:
-        DatasetError: the run has no trained round.
+        DatasetError: the run has no trained bundle.
     """
     folder = RunFolder(run)
-    record, config = folder.read_record(), folder.bundle / "configs" / "inference.json"
-    if not record.get("rounds") or not config.is_file():
-        raise DatasetError(f"{run}: no trained round there; expected the folder of a finished run.")
+    record, config = folder.read_record(), trained_config(folder)
     for number in range(1, record["rounds"] + 1):
-        parser = ConfigParser(ConfigParser.load_config_file(str(config)) | {"device": device})
+        parser = ConfigParser(copy.deepcopy(config) | {"device": as_config(device)})
         network, chain, inferer = (parser.get_parsed_content(id) for id in ("network", "preprocessing", "inferer"))
-        network.load_state_dict(torch.load(folder.round(number).model, map_location=device, weights_only=True))
+        network.load_state_dict(read_checkpoint(folder.round(number).model))
         hdf5 = (parser.get_parsed_content("image_key"), parser.get_parsed_content("spacing"))
         classes = parser.get_parsed_content("out_channels")
         yield f"round {number}", _predictor(network, chain, inferer, device, hdf5), classes
 
 
 def score_cases(
-    predict: Predictor, cases: Sequence[Case], num_classes: int, model: str, save: Path | None
+    predict: Predictor, cases: Sequence[Case], num_classes: int, model: str, save: Path | None, ledger: Ledger | None
 ) -> list[dict]:
     """Rows with COLUMNS, one for each case and foreground class. ``save``: folder for image, truth and prediction."""
+    if ledger is not None:
+        files = [save / f"{case.name}_{kind}.nii.gz" for case in cases for kind in ("img", "lab", "pred")]
+        ledger.refuse_foreign([*files, ledger.folder / TABLE], "test")
     rows = []
     for number, case in enumerate(cases, start=1):
         label = predict(case)
@@ -104,11 +109,11 @@ def score_cases(
             "%s, %d of %d: %s, Dice %.4f", model, number, len(cases), case.name, np.mean([r["dice"] for r in found])
         )
         if save is not None:
-            save_prediction(save, case, label, truth)
+            save_prediction(save, case, label, truth, ledger)
     return rows
 
 
-def save_prediction(folder: Path, case: Case, label: np.ndarray, truth: np.ndarray) -> None:
+def save_prediction(folder: Path, case: Case, label: np.ndarray, truth: np.ndarray, ledger: Ledger) -> None:
     """Write ``{case}_img``, ``_lab`` and ``_pred`` as NIfTI: in the scan's own geometry or, for HDF5, as published.
 
     As published: spacing 1, origin 0; the last axis of the array is the first axis of the file.
@@ -116,17 +121,20 @@ def save_prediction(folder: Path, case: Case, label: np.ndarray, truth: np.ndarr
     arrays = {"lab": truth, "pred": label}
     if format_of(case.image).has_geometry:
         for kind, array in arrays.items():
-            write_label(folder / f"{case.name}_{kind}.nii.gz", array, case.image, read_grid(case.image))
+            with ledger.writing(folder / f"{case.name}_{kind}.nii.gz") as aside:
+                write_label(aside, array, case.image, read_grid(case.image))
         image = sitk.ReadImage(str(case.image))
-        _write(image, folder / f"{case.name}_img.nii.gz")
+        for key in image.GetMetaDataKeys():  # text that may name the patient
+            image.EraseMetaData(key)
+        _write(image, folder / f"{case.name}_img.nii.gz", ledger)
         return
     image = read_volume(case.image)[0].numpy()
     for kind, array in {"img": image, **{kind: array.astype(np.uint8) for kind, array in arrays.items()}}.items():
-        _write(sitk.GetImageFromArray(array), folder / f"{case.name}_{kind}.nii.gz")
+        _write(sitk.GetImageFromArray(array), folder / f"{case.name}_{kind}.nii.gz", ledger)
 
 
-def _write(image: sitk.Image, path: Path) -> None:
-    with atomic_write(path) as aside:
+def _write(image: sitk.Image, path: Path, ledger: Ledger) -> None:
+    with ledger.writing(path) as aside:
         sitk.WriteImage(image, str(aside))
 
 
@@ -177,12 +185,14 @@ def final_test(
         models = iter([(Path(weights).name, published_predictor(network, device), classes)])
     else:
         models = run_predictors(run, device)
+    ledger = None if save is None else Ledger(save)
     texts, rows = [], []
     for name, predict, classes in models:
         folder = None if save is None else (save if weights is not None else save / name.replace(" ", "_"))
-        found = score_cases(predict, cases, classes, name, folder)
+        found = score_cases(predict, cases, classes, name, folder, ledger)
         rows += found
         texts.append(f"{name}, {len(cases)} cases of {test_list}\n{table(found)}")
-    if save is not None:
-        write_rows(save / "test.csv", COLUMNS, rows)
+    if ledger is not None:
+        with ledger.writing(ledger.folder / TABLE) as aside:
+            write_rows(aside, COLUMNS, rows)
     return "\n\n".join(texts)

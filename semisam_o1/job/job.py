@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
+from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
+from semisam_o1.job.claim import claim, recover, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
 from semisam_o1.job.resume import Journal, lock_folder
 from semisam_o1.job.settings import try_out
-from semisam_o1.job.stages import ROUND_0, Stage, predict, remove_stale, round_stages, stage_named
+from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.report.metrics import summary_text, write_csv
 from semisam_o1.report.page import write_report
@@ -22,6 +23,14 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
+
+
+MOST_NAMED = 5  # scans listed in a message
+
+
+def named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 class Job:
@@ -50,13 +59,19 @@ class Job:
         """Run every stage, from scans to pseudo-labels, trained bundle and report; finished stages are skipped."""
         if self.auto or self.record.rounds:
             try_out(self.config)
+        claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
             journal = self._begin()
+            complete = all(stage.name in journal.done for stage in self._stages(settle=False))
+            again = lacking(self, journal.done, complete)
+            if not complete:
+                remove_stale(self.run_folder, journal.done, journal.half_done_fits)
             for stage in self._stages():
-                if stage.name in journal.done:
-                    continue
-                self._work(stage)
-                journal.add(stage.name)
+                if stage.name not in journal.done:
+                    self._work(stage)
+                    journal.add(stage.name)
+                elif stage.name in again:
+                    self._repeat(stage, again[stage.name], journal.came)
             self.finish()
 
     def propagate(self) -> None:
@@ -69,8 +84,10 @@ class Job:
 
     def alone(self, name: str, round: int = 0) -> None:
         """Run a single stage from its start: "features", "propagation", "training", ..., or "finish"."""
+        claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
             self.record.take_up()
+            self.record.write()
             if name == "finish":
                 self.finish()
             elif name == "features":
@@ -88,17 +105,11 @@ class Job:
         """Run round 0 if it is missing, so that a single round can train (MONAI Label calls ``run``)."""
         folder = self.run_folder.round(0)
         if not all(folder.label(case.name).exists() for case in self.cohort.pool):
+            claim(self.run_folder, self.cohort)
+            self.record.write()
             self._work(ROUND_0[0])
             self._propagate_anew()
             self._work(ROUND_0[3])
-
-    def predict_missing(self, split: str) -> None:
-        """Predict the cases of a split that have no prediction, with the model of the selected round."""
-        number = self.record.best_round
-        folder = self.run_folder.round(number)
-        missing = [case for case in self.cohort.split(split) if not folder.prediction(case.name).exists()]
-        if number and missing:
-            self._work(stage_named(f"round_{number}/prediction"), missing)
 
     def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
         """Rows of metrics.csv for all labels in the run folder that have truth."""
@@ -116,7 +127,8 @@ class Job:
             results.hand_out(folder, run, cases)
             results.write_review(folder, run, cases)
             rows = self.evaluate()
-            write_csv(rows, run.metrics)
+            with run.ledger.writing(run.metrics) as aside:
+                write_csv(rows, aside)
         if record.rounds:
             write_bundle(run, self.config, record.best_round)
         record.write()
@@ -128,29 +140,36 @@ class Job:
 
     # Internals.
 
-    def _stages(self) -> Iterator[Stage]:
-        """Every stage in order. With ``num_rounds`` auto, training stops when the labels settle."""
+    def _stages(self, settle: bool = True) -> Iterator[Stage]:
+        """Every stage in order. With ``num_rounds`` auto, training stops when the labels settle, if ``settle``."""
         yield from ROUND_0
         last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
         for number in range(1, last + 1):
             yield from round_stages(number, self.auto or number < last or self.config.setting("refine_last"))
-            if self.auto:
+            if self.auto and settle:
                 self.record.rounds, self.record.best_round = number, self._best_round(number)
                 if self._settled(number):
                     break
-        if self.auto:
+        if self.auto and settle:
             log.info("round %d of %d selected", self.record.best_round, self.record.rounds)
 
     def _work(self, stage: Stage, cases: Sequence[Case] | None = None) -> None:
-        """Run one stage, unless its setting switches it off; ``cases``: predict only these."""
+        """Run one stage, by default on all its cases, unless its setting switches it off."""
         if stage.wanted and not self.config.setting(stage.wanted):
             return
         with self._stopwatch(stage.title, stage.round):
-            predict(self, stage.round, cases) if cases is not None else stage.work(self, stage.round)
+            stage.work(self, stage.round, cases)
+
+    def _repeat(self, stage: Stage, cases: Sequence[Case], came: Sequence[str]) -> None:
+        """Run a finished stage once more on ``cases`` whose results are not on disk: new scans, and deleted files."""
+        gone = [case.name for case in cases if case.name not in came]
+        if gone:
+            log.warning("%s is done again for %s: its results are gone", stage.title, named(gone))
+        self._work(stage, cases)
 
     def _propagate_anew(self) -> None:
         """Propagate from scratch: existing results may come from other features."""
-        shutil.rmtree(self.run_folder.round(0).work("").folder, ignore_errors=True)
+        remove(self.run_folder.round(0).work("").folder)
         for stage in ROUND_0[1:3]:
             self._work(stage)
 
@@ -171,20 +190,33 @@ class Job:
         """
         files = [(case.name, case.split, case.image) for case in self.cohort.cases]
         files += [(case.name, "label", case.label) for case in self.cohort.templates]
-        data = {f"cohort#{split} {name}": [path.stat().st_size, path.stat().st_mtime_ns] for name, split, path in files}
         journal = Journal(
-            self.run_folder, self.config.leaves() | data, lambda step: self.config.needed(stage_named(step).needs())
+            self.run_folder,
+            self.config.leaves(),
+            lambda step: self.config.needed(stage_named(step).needs()),
+            {f"cohort#{split} {name}": path for name, split, path in files},
         )
         if journal.open(self.config.setting("restart_from")):
             if journal.done:
                 log.info("going on after: %s", ", ".join(journal.done))
+            self._tell_of_scans(journal)
             self.record.take_up()
         else:
             self.record.stages = []
             journal.begin()
-        remove_stale(self, journal.done, journal.half_done_fits)
+        recover(self.run_folder)
         self.record.write()
         return journal
+
+    def _tell_of_scans(self, journal: Journal) -> None:
+        if journal.came and journal.done:
+            log.warning(
+                "new since the last start: %s. Each gets a label; labels of the other scans stay, and nothing was "
+                "learned from the new ones. To include them everywhere: --restart-from propagation.",
+                named(journal.came),
+            )
+        if journal.went:
+            log.warning("no longer among the scans: %s. What was learned from them stays.", named(journal.went))
 
     def _settled(self, number: int) -> bool:
         """Whether to stop training: the labels hardly change, or their predicted Dice falls."""

@@ -1,4 +1,4 @@
-"""``run.json``: the config and versions of a run, the cost of each stage, the cases set aside."""
+"""``run.json``: the settings and versions of a run, the cost of each stage, the cases set aside. It holds data only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ class RunRecord:
             "best_round": self.best_round,
             "stages": self.stages,
             "settings": config.settings,
-            "config": config.raw,
         }
         write_json(self.run.record, content)
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.files import atomic_write
 from semisam_o1.report.metrics import evaluate_folder
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.tables import TEXT, write_rows
@@ -16,10 +15,10 @@ REVIEW = {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"}  # column
 
 
 def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
-    """Copy the final labels of a round to ``pseudo_labels/``, each one atomically."""
+    """Copy the final labels of a round to ``pseudo_labels/``, each one atomically; see `ledger` for changed ones."""
     for case in cases:
         if folder.final(case.name).exists():
-            with atomic_write(run.pseudo_label(case.name)) as aside:
+            with run.ledger.writing(run.pseudo_label(case.name)) as aside:
                 shutil.copyfile(folder.final(case.name), aside)
 
 
@@ -37,7 +36,8 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> 
     ]
     trust = {None: 1.0}  # where no quality was estimated
     rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))
-    write_rows(run.review, REVIEW, rows)
+    with run.ledger.writing(run.review) as aside:
+        write_rows(aside, REVIEW, rows)
 
 
 def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, definition: str) -> list[dict]:

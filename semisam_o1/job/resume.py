@@ -10,11 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from semisam_o1.files import write_json, write_text
+from semisam_o1.files import checksum, write_json, write_text
 from semisam_o1.job.config import reaches
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
@@ -40,16 +41,33 @@ MOST_CAUSES = 5  # changed settings listed in a message
 class Journal:
     """``RUN/progress.json``: the settings a run was started with, and its finished steps in order.
 
+    Scans count by their bytes, as settings ``cohort#SPLIT NAME``: a file that was only touched makes nothing stale. A
+    scan that comes or goes makes nothing stale either.
+
     Args:
         run: the folder.
         leaves: every value that results may depend on, by id; see `JobConfig.leaves`. Ids under FREE are ignored.
         needed: step -> the ids that it depends on; see `JobConfig.needed`.
+        files: id -> file whose content results depend on.
+
+    Attributes:
+        came, went: names of scans that the earlier start did not have, and of those that only it had.
     """
 
-    def __init__(self, run: RunFolder, leaves: Mapping[str, Any], needed: Callable[[str], set[str]]):
+    def __init__(
+        self,
+        run: RunFolder,
+        leaves: Mapping[str, Any],
+        needed: Callable[[str], set[str]],
+        files: Mapping[str, Path] = MappingProxyType({}),
+    ):
         self.run, self.needed = run, needed
+        self.kept = run.read_journal()
+        self.files = fingerprints(files, self.kept.get("files", {}))
         kept = {id: value for id, value in leaves.items() if id.split("#")[0] not in FREE}
-        self.settings = json.loads(json.dumps(kept, default=str))
+        self.settings = json.loads(json.dumps(kept, default=str)) | {id: f["sha256"] for id, f in self.files.items()}
+        self.came: list[str] = []
+        self.went: list[str] = []
         self.done: list[str] = []
         self.half_done_fits = False  # whether the partial results of the first unfinished step may be used
 
@@ -60,10 +78,10 @@ class Journal:
             DatasetError: changed settings make finished steps stale and ``restart_from`` names no step early enough,
                 or the folder has an earlier layout.
         """
-        kept = self.run.read_journal()
+        kept = self.kept
         if not kept:
             return False
-        self.done = kept["done"]
+        self.done = list(kept["done"])
         if restart_from is not None:
             if not re.fullmatch(r"(features|propagation|round_[1-9]\d*)(/\w+)?", restart_from):
                 raise DatasetError(f"restart_from '{restart_from}': expected features, propagation, round_1, ...")
@@ -72,6 +90,9 @@ class Journal:
             self.done = self.done[: self._first(restart_from)]
         old = kept["settings"]
         changed = sorted(k for k in {*old, *self.settings} if old.get(k) != self.settings.get(k))
+        came, went = ([id for id in changed if is_scan(id) and id not in side] for side in (old, self.settings))
+        changed = [id for id in changed if id not in (*came, *went)]
+        self.came, self.went = ([id.partition(" ")[2] for id in ids] for ids in (came, went))
         stale = next((step for step in self.done if self._is_stale(step, changed)), None)
         if stale is not None:
             causes = [id for id in changed if reaches(self.needed(stale), id)]
@@ -84,7 +105,7 @@ class Journal:
                 "on do not fit. Name another folder, use the old settings, or add "
                 f"--restart-from {part_of(stale)}."
             )
-        self.half_done_fits = restart_from is None and not changed
+        self.half_done_fits = restart_from is None and not (changed or came or went)
         self._write()
         return True
 
@@ -107,7 +128,26 @@ class Journal:
         return next(parts, len(self.done))
 
     def _write(self) -> None:
-        write_json(self.run.journal, {"layout": LAYOUT, "done": self.done, "settings": self.settings})
+        write_json(
+            self.run.journal, {"layout": LAYOUT, "done": self.done, "settings": self.settings, "files": self.files}
+        )
+
+
+def is_scan(id: str) -> bool:
+    """Whether ``id`` stands for the image of a scan that is no template."""
+    return bool(re.match(r"cohort#(pool|val|test) ", id))
+
+
+def fingerprints(files: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Size, time of the last change and SHA-256 of each file; a file as ``known`` is not read again."""
+    found = {}
+    for id, path in files.items():
+        seen = path.stat()
+        place = {"bytes": seen.st_size, "changed_ns": seen.st_mtime_ns}
+        earlier = known.get(id, {})
+        same = {key: earlier.get(key) for key in place} == place
+        found[id] = place | {"sha256": earlier.get("sha256") if same else checksum(path)}
+    return found
 
 
 def part_of(step: str) -> str:

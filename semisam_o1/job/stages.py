@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("semisam_o1")
 
 
+Cases = Sequence[Case] | None
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a job. Stages exchange data only through files in the run folder, so each can be repeated by itself.
@@ -24,7 +26,9 @@ class Stage:
     Attributes:
         name: the step's name in ``progress.json`` and for ``--restart-from``.
         title: the step's name in the log and in ``run.json``.
-        work: runs the step for a job and a round.
+        work: runs the step for a job, a round and some cases; for None, all cases of the step.
+        lacking: the cases whose results of the finished step are not on disk; ``later``: also those that only later
+            steps need.
         ids: the config ids that ``work`` builds. A change in any id that they depend on makes the step stale.
         round: the round of the step; 0 before the first round.
         wanted: the id of a setting that switches the step on.
@@ -32,7 +36,8 @@ class Stage:
 
     name: str
     title: str
-    work: Callable[[Job, int], None]
+    work: Callable[[Job, int, Cases], None]
+    lacking: Callable[[Job, int, bool], list[Case]]
     ids: tuple[str, ...]
     round: int = 0
     wanted: str | None = None
@@ -44,7 +49,7 @@ class Stage:
 # Before the first round.
 
 
-def features(job: Job, round: int) -> None:
+def features(job: Job, round: int, cases: Cases = None) -> None:
     """Compute the features of every scan; for oblique scans also in their stored axes."""
     cohort, config = job.cohort, job.config
     evaluators = [config.build("features#evaluator")]
@@ -61,27 +66,56 @@ def features(job: Job, round: int) -> None:
             evaluator.run()
 
 
-def first_pass(job: Job, round: int) -> None:
+def lacking_features(job: Job, round: int, later: bool) -> list[Case]:
+    cases = [*job.cohort.templates, *labelled_cases(job)]
+    return job.config.build("store").missing(cases) if later else []
+
+
+def first_pass(job: Job, round: int, cases: Cases = None) -> None:
     """Propagate the template's label to every scan. A scan on which this fails is set aside."""
-    job.record.set_aside |= over_cases(job, job.config.build("propagation#first_pass"))
+    job.record.set_aside |= over_cases(job, job.config.build("propagation#first_pass"), cases)
 
 
-def label_fusion(job: Job, round: int) -> None:
+def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
+    if not job.config.setting("label_fusion") and (found := lacking_labels(job, round, later)):
+        return found
+    records = job.run_folder.round(0).work("first")
+    return [case for case in labelled_cases(job) if later and not records.has(case.name, "uncertainty")]
+
+
+def label_fusion(job: Job, round: int, cases: Cases = None) -> None:
     """Multi-atlas label fusion: fuse each label with those of the most similar scans."""
-    over_cases(job, job.config.build("propagation#label_fusion"))
+    over_cases(job, job.config.build("propagation#label_fusion"), cases)
 
 
-def quality(job: Job, round: int) -> None:
+def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
+    """Of round 0: labels, confidences and copied labels."""
+    folder = job.run_folder.round(0)
+    files = (folder.label, folder.confidence, folder.copied)
+    return [case for case in labelled_cases(job) if not all(file(case.name).is_file() for file in files)]
+
+
+def quality(job: Job, round: int, cases: Cases = None) -> None:
     """Estimate the quality of a round's final labels without truth."""
-    over_cases(job, job.config.build("propagation#quality", round))
+    over_cases(job, job.config.build("propagation#quality", round), cases)
 
 
-def over_cases(job: Job, engine: Any) -> dict[str, str]:
-    """Run an engine over the cases of the split that are not set aside; returns the failed cases with reasons."""
-    aside = job.record.set_aside
-    cases = [case for case in job.cohort.split(job.config.setting("split")) if case.name not in aside]
+def lacking_quality(job: Job, round: int, later: bool) -> list[Case]:
+    folder = job.run_folder.round(round)
+    found = folder.quality.read()
+    return [case for case in labelled_cases(job) if case.name not in found and folder.final(case.name).is_file()]
+
+
+def labelled_cases(job: Job) -> list[Case]:
+    """The cases of the split that are not set aside."""
+    return [case for case in job.cohort.split(job.config.setting("split")) if case.name not in job.record.set_aside]
+
+
+def over_cases(job: Job, engine: Any, cases: Cases = None) -> dict[str, str]:
+    """Run an engine over ``cases``, by default `labelled_cases`; returns the failed cases with reasons."""
+    cases = labelled_cases(job) if cases is None else cases
     if not cases:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(aside.items())[:3])
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(job.record.set_aside.items())[:3])
         raise DatasetError(f"No usable scan is left ({reasons}).")
     engine.run(cases, max_epochs=1, epoch_length=len(cases))
     return engine.state.failed
@@ -90,7 +124,7 @@ def over_cases(job: Job, engine: Any) -> dict[str, str]:
 # Of each round.
 
 
-def train(job: Job, round: int) -> None:
+def train(job: Job, round: int, cases: Cases = None) -> None:
     """Train a round; continues an interrupted training."""
     parts = job.config.build("train", round)
     if done := parts["state"].resume(parts["trainer"]):
@@ -98,46 +132,83 @@ def train(job: Job, round: int) -> None:
     parts["trainer"].run()
 
 
-def predict(job: Job, round: int, cases: Sequence[Case] | None = None) -> None:
+def lacking_model(job: Job, round: int, later: bool) -> list[Case]:
+    """All templates if the model is gone: it is trained once more."""
+    return [] if job.run_folder.round(round).model.is_file() else list(job.cohort.templates)
+
+
+def predict(job: Job, round: int, cases: Cases = None) -> None:
     """Predict ``cases``; by default all of the pool, validation and test splits."""
     changed = {} if cases is None else {"predict#cases": list(cases)}
     job.config.build("predict#evaluator", round, **changed).run()
 
 
-def refine(job: Job, round: int) -> None:
-    """Refine the round's predictions where the network is uncertain."""
+def lacking_predictions(job: Job, round: int, later: bool) -> list[Case]:
+    folder = job.run_folder.round(round)
+    found, cases = folder.uncertainty.read(), (*job.cohort.pool, *job.cohort.val, *job.cohort.test)
+    files, kept = (folder.prediction, folder.uncertainty_map), folder.work("predicted").path
+
+    def whole(case: Case) -> bool:
+        there = case.name in found and all(file(case.name).is_file() for file in files)
+        return there and (case.split != "pool" or not later or kept(case.name).is_file())
+
+    return [case for case in cases if not whole(case)]
+
+
+def refine(job: Job, round: int, cases: Cases = None) -> None:
+    """Refine the round's predictions where the network is uncertain, all of them: the guard judges them together."""
     off = job.run_folder.refinement_off_before(round)
     if off:
         log.info("refinement stays switched off")
     no_votes = {"_target_": "semisam_o1.refinement.kinds.no_votes", "_mode_": "callable"}
     engine = job.config.build("refinement#engine", round, **({"refinement#propose": no_votes} if off else {}))
-    cases = [case for case in job.cohort.pool if case.name not in job.record.set_aside]
-    engine.run(cases, max_epochs=1, epoch_length=len(cases))
-    log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(cases))
+    kept = job.run_folder.round(round).refined if cases is not None else None
+    pool = [case for case in job.cohort.pool if case.name not in job.record.set_aside]
+    pool = [case for case in pool if kept is None or case.name in kept]
+    engine.run(pool, max_epochs=1, epoch_length=len(pool))
+    log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(pool))
+
+
+def lacking_refined(job: Job, round: int, later: bool) -> list[Case]:
+    """Scans that came after the refinement have none: their labels are the predictions."""
+    folder = job.run_folder.round(round)
+    pool = [case for case in job.cohort.pool if case.name not in job.record.set_aside]
+    if folder.refined is None:
+        return pool
+    return [case for case in pool if case.name in folder.refined and not folder.label(case.name).is_file()]
 
 
 # All stages in order.
 
 ROUND_0 = (
-    Stage("features", "features", features, ("features#evaluator", "cohort", "split")),
-    Stage("propagation/first", "propagation", first_pass, ("propagation#first_pass", "cohort", "seed")),
-    Stage("propagation/fusion", "label fusion", label_fusion, ("propagation#label_fusion",), wanted="label_fusion"),
-    Stage("propagation/quality", "round 0: quality", quality, ("propagation#quality",), wanted="quality_estimate"),
-)
+    Stage("features", "features", features, lacking_features, ("features#evaluator", "cohort", "split")),
+    Stage(
+        "propagation/first", "propagation", first_pass, lacking_first_pass,
+        ("propagation#first_pass", "cohort", "seed"),
+    ),
+    Stage(
+        "propagation/fusion", "label fusion", label_fusion, lacking_labels,
+        ("propagation#label_fusion",), wanted="label_fusion",
+    ),
+    Stage(
+        "propagation/quality", "round 0: quality", quality, lacking_quality,
+        ("propagation#quality",), wanted="quality_estimate",
+    ),
+)  # fmt: skip
 
 
 def round_stages(number: int, refined: bool = True) -> tuple[Stage, ...]:
     """The stages of round ``number`` (1, 2, ...); ``refined``: whether its predictions are refined."""
 
-    def stage(name: str, work: Callable, *ids: str, wanted: str | None = None) -> Stage:
-        return Stage(f"round_{number}/{name}", f"round {number}: {name}", work, ids, number, wanted)
+    def stage(name: str, work: Callable, lacking: Callable, *ids: str, wanted: str | None = None) -> Stage:
+        return Stage(f"round_{number}/{name}", f"round {number}: {name}", work, lacking, ids, number, wanted)
 
-    refinement = [stage("refinement", refine, "refinement#engine")] if refined else []
+    refinement = [stage("refinement", refine, lacking_refined, "refinement#engine")] if refined else []
     return (
-        stage("training", train, "train"),
-        stage("prediction", predict, "predict#evaluator"),
+        stage("training", train, lacking_model, "train"),
+        stage("prediction", predict, lacking_predictions, "predict#evaluator"),
         *refinement,
-        stage("quality", quality, "propagation#quality", wanted="quality_estimate"),
+        stage("quality", quality, lacking_quality, "propagation#quality", wanted="quality_estimate"),
     )
 
 
@@ -159,23 +230,14 @@ FINISH_IDS = (
 )
 
 
-def remove_stale(job: Job, done: Sequence[str], half_done_fits: bool) -> None:
-    """Remove results of steps that the journal does not list, so that they cannot be taken for results of this run.
+def lacking(job: Job, done: Sequence[str], complete: bool) -> dict[str, list[Case]]:
+    """Finished step -> the cases whose results are not on disk, in the order of steps.
 
-    The partial results of an interrupted step stay if they fit the settings.
+    ``complete``: no step is left to do after ``done``, so results that only later steps need may be gone.
     """
-    run = job.run_folder
-    for path in (run.report, run.review, run.metrics):
-        path.unlink(missing_ok=True)
-    stale = [run.pseudo_labels, run.bundle]
-    if "propagation/first" not in done and not half_done_fits:
-        stale.append(run.round(0).path)
-    for number in filter(None, run.rounds()):
-        folder = run.round(number)
-        half_done = folder.training_state.exists() and half_done_fits
-        if f"round_{number}/training" not in done and not half_done:
-            stale.append(folder.path)
-    for path in stale:
-        if path.is_dir():
-            log.info("removing %s of an earlier run", path)
-            shutil.rmtree(path)
+    found: dict[str, list[Case]] = {}
+    for stage in map(stage_named, reversed(done)):
+        wanted = not stage.wanted or job.config.setting(stage.wanted)
+        if wanted and (cases := stage.lacking(job, stage.round, bool(found) or not complete)):
+            found[stage.name] = cases
+    return {name: found[name] for name in reversed(found)}

@@ -13,8 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Compose, Randomizable
 
-from semisam_o1.files import atomic_write
+from semisam_o1.files import write_torch
 from semisam_o1.runfolder import RunFolder
+from semisam_o1.weights import read_checkpoint
 
 
 def randomizables(transform: Any) -> Iterator[Randomizable]:
@@ -71,7 +72,7 @@ class TrainingState:
         """Read the file and set the iteration from which ``engine`` continues; returns it, 0 if there is no file."""
         if not self.path.exists():
             return 0
-        self.kept = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.kept = read_checkpoint(self.path)
         engine.state.iteration = self.kept["iteration"]
         engine.state.epoch = self.kept["iteration"] // engine.state.epoch_length
         return engine.state.iteration
@@ -126,8 +127,7 @@ class TrainingState:
                 "sampler": self.sampler.state(),
             },
         }
-        with atomic_write(self.path) as aside:
-            torch.save(content, aside)
+        write_torch(self.path, content)
         self.saved = time.monotonic()
 
 

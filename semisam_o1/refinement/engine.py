@@ -6,7 +6,6 @@ A kind is called with a case. It proposes a label (H, W, D) on the scan's grid, 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label
 from semisam_o1.data.formats import read_volume
 from semisam_o1.features import FeatureStore
-from semisam_o1.files import write_json
+from semisam_o1.files import copy_file, write_json
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.round_0.engines import QualityEstimate
 from semisam_o1.runfolder import RunFolder
@@ -62,8 +61,8 @@ def refinement_engine(
         source, target = folder.prediction(case.name), folder.label(case.name)
         if not source.exists():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        engine.state.seen.append(case)
+        copy_file(source, target)
         label = propose(case)
         if label is None:
             return
@@ -71,7 +70,7 @@ def refinement_engine(
         if guard is not None:
             engine.state.gains[case] = guard(case, target) - guard(case, source)
             if engine.state.gains[case] < 0:
-                shutil.copyfile(source, target)
+                copy_file(source, target)
                 return
         engine.state.replaced.append(case.name)
 
@@ -79,7 +78,7 @@ def refinement_engine(
 
     @engine.on(Events.STARTED)
     def clear(engine: Engine) -> None:
-        engine.state.replaced, engine.state.gains = [], {}
+        engine.state.replaced, engine.state.gains, engine.state.seen = [], {}, []
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
@@ -91,10 +90,11 @@ def refinement_engine(
         if off:
             log.info("refinement is switched off: its proposals do not improve on the predictions")
             for case in gains:
-                shutil.copyfile(folder.prediction(case.name), folder.label(case.name))
+                copy_file(folder.prediction(case.name), folder.label(case.name))
             engine.state.replaced = []
         found = {case.name: gain for case, gain in gains.items()}
-        write_json(folder.refinement, {"switched_off": off, "gains": found, "replaced": engine.state.replaced})
+        content = {"switched_off": off, "gains": found, "replaced": engine.state.replaced}
+        write_json(folder.refinement, content | {"cases": [case.name for case in engine.state.seen]})
 
     for handler in handlers:
         handler.attach(engine)

@@ -104,7 +104,8 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         settings=_table(["setting", "value"], {"seed": record.get("seed"), **settings}.items()),
         versions=_table(["package", "version"], record.get("versions", {}).items()),
     )
-    write_text(run.report, page)
+    with run.ledger.writing(run.report) as new:
+        write_text(new, page)
     return run.report
 
 

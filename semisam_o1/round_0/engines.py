@@ -24,8 +24,8 @@ from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.data.transforms import label_chain
+from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import disk_full
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
 from semisam_o1.round_0.passes import Alignment, FirstPass, Fused
@@ -116,7 +116,7 @@ def case_engine(process: Callable[[Case], Any], what: str, handlers: Sequence) -
         try:
             value = process(case)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            if disk_full(error):  # not the scan's fault
+            if of_the_machine(error):  # not the scan's fault
                 raise
             log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, error)
             engine.state.failed[case.name] = f"{what} failed: {error}"
@@ -163,7 +163,7 @@ def first_pass_engine(
     records = folder.work("first")
 
     def process(case: Case) -> float:
-        if records.has(case.name, "uncertainty"):
+        if records.has(case.name, "uncertainty") and folder.label(case.name).is_file():
             return FirstPass.load(records, case.name, "uncertainty").uncertainty
         found, frame = store.load(case.name), "world"
         turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in templates]
@@ -191,7 +191,8 @@ def first_pass_engine(
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        folder.uncertainty.write({name: {"uncertainty": value} for name, value in engine.state.values.items()})
+        values = {name: {"uncertainty": value} for name, value in engine.state.values.items()}
+        folder.uncertainty.write(folder.uncertainty.read() | values)
 
     return engine
 
@@ -326,6 +327,7 @@ def quality_engine(
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        folder.quality.write({name: quality._asdict() for name, quality in engine.state.values.items()})
+        values = {name: quality._asdict() for name, quality in engine.state.values.items()}
+        folder.quality.write(folder.quality.read() | values)
 
     return engine

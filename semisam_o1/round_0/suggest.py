@@ -17,10 +17,12 @@ from semisam_o1.data.transforms import image_chain
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import TokenInferer
 from semisam_o1.files import write_text
+from semisam_o1.ledger import Ledger
 from semisam_o1.report.page import render
 from semisam_o1.report.pictures import case_picture, to_ras
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, coarse, pooled, principal
 from semisam_o1.round_0.atlases import dissimilarity
+from semisam_o1.runfolder import folder_path
 from semisam_o1.types import Case, DatasetError, Tokens
 
 log = logging.getLogger("semisam_o1")
@@ -85,6 +87,8 @@ def suggest_template(
     Raises:
         DatasetError: there are no scans, or one of ``given`` does not exist.
     """
+    page = folder_path(output_dir) / "suggestion.html"
+    Ledger(page.parent).refuse_foreign([page], "suggest-template")
     cases = images_alone(dataset_dir)
     names = [case.name for case in cases]
     if unknown := [name for name in given if name not in names]:
@@ -100,7 +104,7 @@ def suggest_template(
         Suggestion(rank, names[i], float(scores[i]), names[int(table[:, i].argmax())])
         for rank, i in enumerate(order[:top], start=1)
     ]
-    write_page(Path(output_dir) / "suggestion.html", found, cases, scores, given, image_key, spacing)
+    write_page(page, found, cases, scores, given, image_key, spacing)
     return found
 
 
@@ -159,4 +163,6 @@ def write_page(
         (scan,), sizes = to_ras([np.asarray(image[0])], np.asarray(image.affine))
         png = case_picture(scan, np.zeros(scan.shape, int), None, sizes, {})
         suggestions.append({**suggestion._asdict(), "png": png, "reason": reason(suggestion, scores)})
-    write_text(path, render("suggestion.html.j2", suggestions=suggestions, given=given, total=len(cases)))
+    page = render("suggestion.html.j2", suggestions=suggestions, given=given, total=len(cases))
+    with Ledger(path.parent).writing(path) as aside:
+        write_text(aside, page)

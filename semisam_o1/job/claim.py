@@ -1,0 +1,74 @@
+"""Whose a run folder is: what a run may remove there, and where it may not write at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.files import PARTIAL, remove
+from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.types import DatasetError
+
+log = logging.getLogger("semisam_o1")
+
+
+def claim(run: RunFolder, cohort: Cohort) -> None:
+    """Refuse a folder in which a run could harm what is not its own.
+
+    Raises:
+        DatasetError: the folder contains the data set, the working directory, the home directory or the root; or it
+            has files with names that a run uses, but none that says that a run was begun there.
+    """
+    place = run.path.resolve()
+    kept = {"the data set": cohort.root, "the working directory": Path.cwd(), "the home directory": Path.home()}
+    kept |= {f"the scan {case.name}": case.image for case in cohort.cases}
+    for what, path in kept.items():
+        if path.resolve().is_relative_to(place):
+            raise DatasetError(f"{run.path} contains {what}; expected a folder of its own for the run. Name another.")
+    if run.path.exists() and not run.path.is_dir():
+        raise DatasetError(f"{run.path} is a file; expected a folder for the run. Name another.")
+    present = run.present()
+    if present and not run.ours():
+        names = ", ".join(path.name for path in present)
+        raise DatasetError(
+            f"{run.path} was not begun by a run, but has {names}, which a run would replace. Nothing was written. "
+            "Name another folder, or move these away."
+        )
+    links = [path.name for path in present if path.is_symlink()]
+    if links:
+        raise DatasetError(
+            f"{run.path} has symbolic links in place of {', '.join(links)}: a run writes into no other folder. "
+            "Name another folder, or remove the links."
+        )
+
+
+def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool) -> None:
+    """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
+
+    The partial results of an interrupted step stay if they fit the settings. What a person changed is kept, see
+    `ledger`; what a run does not write stays.
+    """
+    for path in (run.report, run.review, run.metrics):
+        run.ledger.remove(path)
+    for folder in (run.pseudo_labels, run.bundle):
+        run.ledger.remove_below(folder)
+    unfinished: list[RoundFolder] = []
+    if "propagation/first" not in done and not half_done_fits:
+        unfinished.append(run.round(0))
+    for number in filter(None, run.rounds()):
+        half_done = run.round(number).training_state.exists() and half_done_fits
+        if f"round_{number}/training" not in done and not half_done:
+            unfinished.append(run.round(number))
+    for begun in unfinished:
+        if begun.path.is_dir():
+            log.info("removing %s of an earlier start", begun.path)
+            begun.remove()
+
+
+def recover(run: RunFolder) -> None:
+    """Remove what a killed process was writing, and put back or keep what it had moved aside."""
+    run.ledger.recover()
+    for partial in run.path.rglob(f"{PARTIAL}*"):
+        remove(partial)

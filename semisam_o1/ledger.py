@@ -1,0 +1,222 @@
+"""What was written into a folder for people, so that nothing that a person made or changed is ever replaced.
+
+``written.json`` holds the checksums of each file that was handed out. A file without an entry belongs to somebody else.
+A file whose voxels or bytes changed since is a person's work: it is moved to ``reviewed/`` before a new one is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from semisam_o1.files import checksum, copy_file, partial_path, read_json, remove_if_empty, write_json, writing_errors
+from semisam_o1.types import UserError
+
+log = logging.getLogger("semisam_o1")
+KNOWN = 2  # checksums kept of a file: of the last version, and of the one that a killed process was about to write
+HELD = ".held-"  # prefix of a file that is moved aside while its successor is put in place
+VOLUME = (".nii.gz", ".nii")
+MOST_NAMED = 5  # files listed in a message
+
+
+class State(Enum):
+    """A file compared with what was written there."""
+
+    ABSENT = "absent"
+    OURS = "as it was written"
+    RESAVED = "saved again with the same voxels and grid"
+    CHANGED = "changed by a person"
+    FOREIGN = "written by somebody else"
+
+
+class Ledger:
+    """The files that were handed out in ``folder`` and below.
+
+    Args:
+        folder: need not exist yet.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.path, self.reviewed = self.folder / "written.json", self.folder / "reviewed"
+
+    @property
+    def entries(self) -> dict[str, list[dict[str, str]]]:
+        """File, relative to the folder -> checksums of its last versions."""
+        return read_json(self.path) if self.path.is_file() else {}
+
+    def state(self, path: Path) -> State:
+        return self._compare(path, path)
+
+    def foreign(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of ``paths`` that exist and were not written by this package; a link counts as foreign."""
+        return [path for path in paths if os.path.lexists(path) and (path.is_symlink() or not self._known(path))]
+
+    def refuse_foreign(self, paths: Iterable[Path], command: str) -> None:
+        """Raise a `UserError` if a file that ``command`` would write belongs to somebody else."""
+        if found := self.foreign(paths):
+            names = ", ".join(str(path) for path in found[:MOST_NAMED])
+            more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+            raise UserError(
+                f"{command} would replace files that it did not write: {names}{more}. Nothing was written. "
+                "Name another folder, or move these files away."
+            )
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """A temporary path for the new ``path``. If the block succeeds, it takes the place of the old one.
+
+        A person's version of the old one moves to ``reviewed/``, also if it was saved while the block ran. It stays in
+        place, and is copied to ``reviewed/``, if the new version is the one that the person changed.
+        """
+        aside = partial_path(path)
+        with writing_errors(path, aside):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield aside
+                if self.state(path) is State.CHANGED and self._is_last(path, aside):
+                    self._copy(path)
+                else:
+                    self._expect(path, aside)
+                    self._put(aside, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    aside.unlink()
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that was written here. A person's version moves to ``reviewed/``; foreign files stay."""
+        if self.state(path) not in (State.ABSENT, State.FOREIGN):
+            self._hold(path)
+
+    def remove_below(self, folder: Path) -> None:
+        """`remove` every known file in ``folder`` and below, then the folders that are empty."""
+        for name in [name for name in self.entries if (self.folder / name).is_relative_to(folder)]:
+            self.remove(self.folder / name)
+        for inner in sorted((p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
+            remove_if_empty(inner)
+        remove_if_empty(folder)
+
+    def recover(self) -> None:
+        """Put right what a killed process left: a file that it had moved aside."""
+        for held in sorted(self.folder.rglob(f"{HELD}*")):
+            self._settle(held, held.with_name(held.name.removeprefix(HELD)))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _known(self, path: Path) -> bool:
+        return self._name(path) in self.entries
+
+    def _compare(self, path: Path, original: Path) -> State:
+        """The state of the file at ``path`` as a version of ``original``."""
+        if not os.path.lexists(path):
+            return State.ABSENT
+        if path.is_symlink() or not path.is_file() or not self._known(original):
+            return State.FOREIGN
+        entries = self.entries[self._name(original)]
+        found = checksum(path)
+        if any(found == entry["bytes"] for entry in entries):
+            return State.OURS
+        voxels = {entry["voxels"] for entry in entries if "voxels" in entry}
+        return State.RESAVED if voxels and voxels_checksum(path) in voxels else State.CHANGED
+
+    def _expect(self, path: Path, aside: Path) -> None:
+        """Add the checksums of ``aside``, the next version of ``path``; written before it is in place."""
+        entry, name, entries = {"bytes": checksum(aside)}, self._name(path), self.entries
+        if path.name.endswith(VOLUME):
+            entry["voxels"] = voxels_checksum(aside)
+        kept = [known for known in entries.get(name, []) if known != entry]
+        write_json(self.path, entries | {name: [*kept, entry][-KNOWN:]})
+
+    def _put(self, aside: Path, path: Path) -> None:
+        while True:
+            self._hold(path)
+            try:
+                os.link(aside, path)  # unlike a renaming, it never replaces what was saved just now
+                return
+            except FileExistsError:
+                continue
+            except OSError:  # a file system without hard links
+                aside.replace(path)
+                return
+
+    def _hold(self, path: Path) -> None:
+        """Take the present version of ``path`` away: to ``reviewed/`` if it is a person's."""
+        held = path.with_name(f"{HELD}{path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(held)
+            self._settle(held, path)
+
+    def _is_last(self, path: Path, aside: Path) -> bool:
+        """Whether ``aside`` is the version of ``path`` that was written last."""
+        entries = self.entries.get(self._name(path), [])
+        return bool(entries) and entries[-1]["bytes"] == checksum(aside)
+
+    def _copies(self, path: Path) -> list[Path]:
+        """The versions of a label that were kept earlier."""
+        return [kept for kept in self.reviewed.glob("*") if kept.is_file() and kept.name.startswith(stem(path))]
+
+    def _copy(self, path: Path) -> None:
+        """Copy a person's version to ``reviewed/``, unless it is there already."""
+        if path.name.endswith(VOLUME) and not any(checksum(kept) == checksum(path) for kept in self._copies(path)):
+            kept = self.kept_at(path)
+            copy_file(path, kept)
+            log.warning("%s was changed after it was written; your version stays, with a copy in %s", path.name, kept)
+
+    def _settle(self, held: Path, original: Path) -> None:
+        state = self._compare(held, original)
+        if state in (State.OURS, State.RESAVED):
+            if state is State.RESAVED:
+                log.info("%s was saved again with the same voxels and grid; it counts as unchanged", original.name)
+            held.unlink()
+            return
+        kept = self.kept_at(original)
+        if any(checksum(copy) == checksum(held) for copy in self._copies(original)):
+            held.unlink()
+            return
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        held.rename(kept)
+        log.warning("%s was changed after it was written; your version is kept in %s", original.name, kept)
+
+    def kept_at(self, path: Path) -> Path:
+        """Where a person's version of ``path`` is kept: labels in ``reviewed/``, other files beside it with a date."""
+        if path.name.endswith(VOLUME):
+            path = self.reviewed / path.name
+            if not os.path.lexists(path):
+                return path
+        date, name = time.strftime("%Y-%m-%d_%H%M%S"), stem(path)
+        return _unused(lambda number: path.with_name(f"{name}_{date}{number}{path.name.removeprefix(name)}"))
+
+
+def stem(path: Path) -> str:
+    """The name without the suffix of a volume or of another file."""
+    volume = next((suffix for suffix in VOLUME if path.name.endswith(suffix)), path.suffix)
+    return path.name.removesuffix(volume)
+
+
+def _unused(name: Callable[[str], Path]) -> Path:
+    number = 0
+    while os.path.lexists(found := name(f"_{number}" if number else "")):
+        number += 1
+    return found
+
+
+def voxels_checksum(path: Path) -> str:
+    """SHA-256 of a label's class numbers, shape and affine, whatever its number type; "" if it cannot be read."""
+    try:
+        image: Any = nibabel.load(path)
+        array, affine = np.asarray(image.dataobj), np.round(image.affine, 3) + 0.0
+    except Exception:  # noqa: BLE001 - readers raise many kinds of errors; such a file is not what was written
+        return ""
+    values = np.ascontiguousarray(np.round(array.astype(np.float64), 4) + 0.0)
+    return hashlib.sha256(str((values.shape, affine.tolist())).encode() + values.tobytes()).hexdigest()
