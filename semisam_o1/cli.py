@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import itertools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import semisam_o1
-from semisam_o1.errors import GO_ON, plainly
+from semisam_o1.errors import GO_ON, chain, plainly
 from semisam_o1.literals import as_config
 from semisam_o1.types import DatasetError, UserError
 
@@ -47,10 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
         if text is None:
             raise
         print(f"semisam-o1: {text}", file=sys.stderr)
+        _write_the_rest(next((part.problems for part in chain(error) if hasattr(part, "problems")), ()))
         return 2
     except KeyboardInterrupt as stop:
         print(f"semisam-o1: stopped. {GO_ON}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+
+
+def _write_the_rest(problems: Sequence) -> None:
+    """Write all problems to a new problems.csv in the working directory if the printed table leaves out some."""
+    from semisam_o1.data.findings import left_out, write_problems
+
+    if problems and left_out(problems):
+        names = (f"problems_{number}.csv" if number else "problems.csv" for number in itertools.count())
+        path = write_problems(next(name for name in names if not os.path.lexists(name)), problems)
+        print(f"all problems: {path}", file=sys.stderr)
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -86,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
     )
     predict.add_argument("--output", required=True, type=Path)
+    _pseudonyms(predict)
     _setting_options(predict)
     predict.set_defaults(action=_predict)
 
@@ -106,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN")
     evaluate.add_argument("dataset_dir", metavar="DIR")
     evaluate.add_argument("--split", choices=("pool", "val", "test"), default="test")
+    _pseudonyms(evaluate)
     _setting_options(evaluate)
     evaluate.set_defaults(action=_evaluate)
 
@@ -158,7 +173,13 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int)
     text = "repeat this step of an earlier start and all later steps: features, propagation, round_1, ..."
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
+    _pseudonyms(command)
     _setting_options(command)
+
+
+def _pseudonyms(command: argparse.ArgumentParser) -> None:
+    text = "replace case names in everything that is written; FILE, a CSV of case,pseudonym, is the key"
+    command.add_argument("--pseudonyms", metavar="FILE", help=text)
 
 
 def _setting_options(command: argparse.ArgumentParser) -> None:
@@ -177,7 +198,7 @@ def overrides(options: argparse.Namespace) -> dict:
     Raises:
         DatasetError: a setting is not of the form ID=VALUE.
     """
-    ids = ("dataset_dir", "output_dir", "template", "num_rounds", "seed", "split", "restart_from")
+    ids = ("dataset_dir", "output_dir", "pseudonyms", "template", "num_rounds", "seed", "split", "restart_from")
     changed = {name: as_config(value) for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
         changed["device"] = as_config(options.device)
@@ -267,7 +288,7 @@ def _predict(options) -> int:
     from semisam_o1.job.bundle import published_model, trained_config
     from semisam_o1.runfolder import PredictionFolder, RunFolder
 
-    cases, found = cases_of(options.images), PredictionFolder(options.output)
+    cases, found = cases_of(options.images, options.pseudonyms), PredictionFolder(options.output)
     found.claim(cases)  # fail before the network is built
     changed = {"output_dir": as_config(options.output), "images": as_config(options.images)}
     if options.weights:
@@ -304,7 +325,8 @@ def _test(options) -> None:
 def _evaluate(options) -> None:
     from semisam_o1.job.evaluate import evaluate_run
 
-    print(evaluate_run(options.run, options.dataset_dir, options.split, overrides(options)))
+    changed = overrides(options)
+    print(evaluate_run(options.run, options.dataset_dir, options.split, changed, options.pseudonyms))
 
 
 def _validate(options) -> None:
@@ -319,6 +341,7 @@ def _validate(options) -> None:
     if settings["num_rounds"] == "auto":
         settings["num_rounds"] = config.setting("most_rounds")
     scans = config.setting("labelled_batch") + config.setting("pool_batch")
+    _write_the_rest(config.cohort.problems)
     print(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
 
 

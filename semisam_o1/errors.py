@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from semisam_o1.types import UserError
@@ -63,11 +64,14 @@ def of_the_machine(error: BaseException) -> bool:
 
 def plainly(error: BaseException | None) -> str | None:
     """The first message in an error's chain of causes that a user can act on; None if the error is a bug."""
+    return next(filter(None, map(_sentence, chain(error))), None)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause of that, ..."""
     while error is not None:
-        if text := _sentence(error):
-            return text
+        yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 def _sentence(error: BaseException) -> str | None:

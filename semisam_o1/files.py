@@ -49,6 +49,11 @@ def writing_errors(*paths: Path) -> Iterator[None]:
         raise
 
 
+def is_path(value: Any) -> bool:
+    """Whether a setting is a path: a text with a separator that is no expression."""
+    return isinstance(value, (str, Path)) and "/" in str(value) and not str(value).startswith("$")
+
+
 def partial_path(path: Path) -> Path:
     """Where a file is written before it takes its name; of this process alone."""
     return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")

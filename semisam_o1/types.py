@@ -39,6 +39,13 @@ class Case:
     label: Path | None
     split: str
 
+    def scrubbed(self, error: object) -> str:
+        """The text of an error with the case's name in place of its files' paths and names."""
+        text = str(error)
+        for path in filter(None, (self.image, self.label)):
+            text = text.replace(str(path), self.name).replace(path.name, self.name)
+        return text
+
     def item(self, label: Path | None = None) -> dict:
         """The dictionary for MONAI transforms: ``case``, ``image`` and, if there is one, ``label``."""
         label = label or self.label

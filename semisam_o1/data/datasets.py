@@ -18,9 +18,10 @@ import numpy as np
 
 from semisam_o1.data.checks import find_problems
 from semisam_o1.data.cohort import LISTS, Cohort
-from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Problem, table
+from semisam_o1.data.findings import LABEL_NOT_USED, MOST_LINES, NOTE, SET_ASIDE, STOPS, CohortError, Problem, table
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
-from semisam_o1.types import Case, DatasetError
+from semisam_o1.data.pseudonyms import renamed
+from semisam_o1.types import Case
 
 logger = logging.getLogger("semisam_o1")
 
@@ -35,6 +36,7 @@ def open_cohort(
     check: bool = True,
     need_pool: bool = True,
     binary_label: bool = False,
+    pseudonyms: str | Path | None = None,
 ) -> Cohort:
     """Find the cases of a data set and all its problems in one pass.
 
@@ -52,6 +54,8 @@ def open_cohort(
         check: check the voxels of all cases and set unusable cases aside; else check only the templates.
         need_pool: whether an empty pool stops the run.
         binary_label: merge all foreground classes, which gives two classes.
+        pseudonyms: the file of the key between case names and pseudonyms, see `pseudonyms`; then all names of the
+            cohort are pseudonyms.
 
     Raises:
         DatasetError: lists or templates cannot be used, or the pool is empty; the message is the table of all
@@ -71,6 +75,7 @@ def open_cohort(
     num_classes = 2 if binary_label else num_classes
     findings = find_problems(checked, image_key, spacing, num_classes, binary_label)
     problems += findings.problems
+    cases, problems = renamed(pseudonyms, cases, problems)
     num_classes = num_classes or max(findings.classes, default=0) + 1
     named = {0: "background", 1: "foreground"}
     classes = named if binary_label else _class_names(root / "classes.json", num_classes, problems)
@@ -92,7 +97,7 @@ def open_cohort(
         reasons, image_key, spacing, tuple(problems),
     )  # fmt: skip
     if problems:
-        logger.warning("%s: problems found.\n%s", root, table(problems))
+        logger.warning("%s: problems found.\n%s", root, table(problems, most=MOST_LINES))
     if cohort.unsaid_spacing:
         logger.warning(UNSAID_SPACING)
     return cohort
@@ -100,7 +105,7 @@ def open_cohort(
 
 def _stop(root: Path, problems: list[Problem]) -> None:
     if any(problem.severity == STOPS for problem in problems):
-        raise DatasetError(f"{root} cannot be used as it is.\n{table(problems)}")
+        raise CohortError(root, problems)
 
 
 def _spacing(spacing, problems: list[Problem]) -> float | tuple[float, ...] | None:
@@ -163,7 +168,7 @@ def _has_label(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "label" in file
-    except OSError:  # truncated: `find_problems` reports it
+    except (OSError, RuntimeError, KeyError, ValueError):  # damaged: `find_problems` reports it
         return False
 
 
@@ -171,6 +176,9 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
     """The names in a list, in order and without duplicates; None if the list does not exist."""
     if not path.exists():
         return None
+    if not path.is_file():
+        problems.append(Problem(path.name, STOPS, "no regular file", "UTF-8 text, one name per line", "move it away"))
+        return []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -291,7 +299,7 @@ def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[
         given = {int(number): name for number, name in given.items()}
         if not all(isinstance(name, str) and name.strip() for name in given.values()):
             raise ValueError
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         expected = '{"1": "anterior", ...}, or a list of names'
         problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "correct it, or delete it"))
         return names

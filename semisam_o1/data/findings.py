@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
+
+from semisam_o1.tables import TEXT, write_rows
+from semisam_o1.types import DatasetError
 
 STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE = "stops the run", "set aside", "label not used", "note"
 
 
+MOST_LINES = 50  # of a kind of problem that a command prints
+COLUMNS = dict.fromkeys(("case", "severity", "found", "expected", "remedy"), TEXT)  # of problems.csv
 SEVERITIES = (STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE)
 
 
@@ -24,6 +31,14 @@ class Problem:
     remedy: str
 
 
+class CohortError(DatasetError):
+    """A data set cannot be used, for the reasons in ``problems``."""
+
+    def __init__(self, root: Path, problems: list[Problem]):
+        super().__init__(f"{root} cannot be used as it is.\n{table(problems, most=MOST_LINES)}")
+        self.problems = problems
+
+
 class Findings(NamedTuple):
     """All problems of a set of cases, and the class numbers in its templates' labels, including 0."""
 
@@ -31,8 +46,26 @@ class Findings(NamedTuple):
     classes: frozenset[int]
 
 
-def table(problems: Iterable[Problem], width: int = 100) -> str:
-    """All problems as a plain text table, at most ``width`` characters wide, the most severe first."""
+def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
+    """Write all problems as CSV with `COLUMNS`, the most severe first."""
+    rows = sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
+    return write_rows(path, COLUMNS, map(asdict, rows))
+
+
+def left_out(problems: Iterable[Problem], most: int = MOST_LINES) -> bool:
+    """Whether `table` leaves out problems: more than ``most`` of a kind."""
+    return any(count > most for count in Counter(map(_kind, problems)).values())
+
+
+def _kind(problem: Problem) -> tuple[str, str]:
+    return problem.severity, problem.expected
+
+
+def table(problems: Iterable[Problem], width: int = 100, most: int | None = None) -> str:
+    """Problems as a plain text table, at most ``width`` characters wide, the most severe first.
+
+    ``most``: lines for each kind of problem; one more line says how many are left out.
+    """
     rows = sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
     if not rows:
         return "No problems found."
@@ -41,9 +74,16 @@ def table(problems: Iterable[Problem], width: int = 100) -> str:
     rest = width - first - second - 2 * 4
     widths = [first, second, rest * 38 // 100, rest * 26 // 100, rest - rest * 38 // 100 - rest * 26 // 100]
     lines = [("case", "effect", "found", "expected", "what to do"), tuple("-" * n for n in widths)]
+    used: Counter = Counter()
+    hidden: Counter = Counter()
     for row in rows:
+        if most is not None and used[_kind(row)] >= most:
+            hidden[_kind(row)] += 1
+            continue
         texts = (row.case, row.severity, row.found, row.expected, row.remedy)
         cells = [textwrap.wrap(text, n) or [""] for text, n in zip(texts, widths)]
         height = max(len(cell) for cell in cells)
+        used[_kind(row)] += height
         lines += zip(*(cell + [""] * (height - len(cell)) for cell in cells))
-    return "\n".join("  ".join(text.ljust(n) for text, n in zip(line, widths)).rstrip() for line in lines)
+    more = [f"... and {count} more of: {severity}, expected {what}" for (severity, what), count in hidden.items()]
+    return "\n".join([*("  ".join(text.ljust(n) for text, n in zip(line, widths)).rstrip() for line in lines), *more])

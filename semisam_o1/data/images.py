@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of, read_volume
+from semisam_o1.data.pseudonyms import renamed
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -19,8 +20,8 @@ def image_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in inner.glob("*") if format_of(path))
 
 
-def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
-    """Image files at any path as cases, named after the files.
+def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path | None = None) -> list[Case]:
+    """Image files at any path as cases, named after the files; or by the key in the file ``pseudonyms``.
 
     Raises:
         DatasetError: a file is missing, has no known format, or has the same case name as another.
@@ -35,16 +36,21 @@ def cases_of(images: str | Path | Sequence[str | Path]) -> list[Case]:
         if name in cases:
             raise DatasetError(f"{path}: another image is also called '{name}'; one result would overwrite the other.")
         cases[name] = Case(name, path, None, "new")
-    return list(cases.values())
+    return renamed(pseudonyms, list(cases.values()), ())[0]
 
 
-def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "image", hdf5_spacing=None) -> list[Case]:
+def readable_cases(
+    images: str | Path | Sequence[str | Path],
+    hdf5_key: str = "image",
+    hdf5_spacing=None,
+    pseudonyms: str | Path | None = None,
+) -> list[Case]:
     """`cases_of` without unreadable images. The log names these, and warns if the voxel size is unknown.
 
     Raises:
         DatasetError: no image can be read.
     """
-    cases, found = cases_of(images), []
+    cases, found = cases_of(images, pseudonyms), []
     if hdf5_spacing is None and not all(format_of(case.image).has_geometry for case in cases):
         log.warning(UNSAID_SPACING)
     for case in cases:
@@ -53,7 +59,7 @@ def readable_cases(images: str | Path | Sequence[str | Path], hdf5_key: str = "i
             if volume.ndim != 4 or not volume.isfinite().all():
                 raise ValueError(f"shape {tuple(volume.shape[1:])}; expected three axes and finite numbers")
         except Exception as error:  # noqa: BLE001
-            log.warning("case %s cannot be read and is left out: %s", case.name, error)
+            log.warning("case %s cannot be read and is left out: %s", case.name, case.scrubbed(error))
         else:
             found.append(case)
     if cases and not found:

@@ -94,6 +94,8 @@ class JobConfig:
             parts = value if isinstance(value, (list, tuple)) else [value]
             if all(isinstance(part, PLAIN) for part in parts):
                 found[name] = list(value) if isinstance(value, tuple) else value
+        if found.get("template"):  # as case names, or as pseudonyms
+            found["template"] = [case.name for case in self.cohort.templates]
         return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.pseudonyms import Pseudonyms
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
 from semisam_o1.ledger import State
@@ -24,14 +25,19 @@ SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes 
 
 
 def evaluate_run(
-    run: str | Path, dataset_dir: str | Path, split: str, overrides: Mapping[str, Any] | None = None
+    run: str | Path,
+    dataset_dir: str | Path,
+    split: str,
+    overrides: Mapping[str, Any] | None = None,
+    pseudonyms: str | Path | None = None,
 ) -> str:
     """Score a finished run's labels on ``split`` of a data set; returns a table and writes the rows to metrics.csv.
 
     Cases without a prediction are first predicted by the run's trained bundle, with the config ids ``overrides``.
+    ``pseudonyms``: the key of a run under pseudonyms.
 
     Raises:
-        DatasetError: ``run`` is not the folder of a run, or no case of the split has truth.
+        DatasetError: ``run`` is not the folder of a run, its key is missing, or no case of the split has truth.
     """
     folder = RunFolder(run)
     record = folder.read_record()
@@ -39,7 +45,13 @@ def evaluate_run(
         raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
     settings = record["settings"]
     kept = {name: settings[name] for name in COHORT if name in settings}
-    cohort = open_cohort(dataset_dir, record["template"], **kept | {"num_classes": len(record["classes"])})
+    templates = record["template"]
+    if settings.get("pseudonyms"):
+        if pseudonyms is None:
+            raise DatasetError(f"{run} has pseudonyms in place of names. Give the key: --pseudonyms FILE.")
+        templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
+    kept |= {"num_classes": len(record["classes"]), "pseudonyms": pseudonyms}
+    cohort = open_cohort(dataset_dir, templates, **kept)
     number = record["best_round"]
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:

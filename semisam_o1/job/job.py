@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
+from semisam_o1.data.findings import left_out, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
@@ -206,6 +207,10 @@ class Job:
             journal.begin()
         recover(self.run_folder)
         self.record.write()
+        if left_out(self.cohort.problems):
+            with self.run_folder.ledger.writing(self.run_folder.problems) as aside:
+                write_problems(aside, self.cohort.problems)
+            log.warning("all problems of the data set: %s", self.run_folder.problems)
         return journal
 
     def _tell_of_scans(self, journal: Journal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from semisam_o1.files import checksum, write_json, write_text
+from semisam_o1.files import checksum, is_path, write_json, write_text
 from semisam_o1.job.config import reaches
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
@@ -64,7 +65,7 @@ class Journal:
         self.run, self.needed = run, needed
         self.kept = run.read_journal()
         self.files = fingerprints(files, self.kept.get("files", {}))
-        kept = {id: value for id, value in leaves.items() if id.split("#")[0] not in FREE}
+        kept = {id: without_path(value) for id, value in leaves.items() if id.split("#")[0] not in FREE}
         self.settings = json.loads(json.dumps(kept, default=str)) | {id: f["sha256"] for id, f in self.files.items()}
         self.came: list[str] = []
         self.went: list[str] = []
@@ -131,6 +132,13 @@ class Journal:
         write_json(
             self.run.journal, {"layout": LAYOUT, "done": self.done, "settings": self.settings, "files": self.files}
         )
+
+
+def without_path(value: Any) -> Any:
+    """A checksum in place of a path: paths may name patients, and stand in ``run.json`` alone."""
+    if not is_path(value):
+        return value
+    return f"a path, sha256 {hashlib.sha256(str(value).encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
 def is_scan(id: str) -> bool:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.formats import format_of, read_volume
-from semisam_o1.files import write_text
+from semisam_o1.files import is_path, write_text
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
 from semisam_o1.runfolder import RunFolder
@@ -101,7 +101,7 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         total=len(cohort.split(split)),
         set_aside=_table(["case", "reason"], sorted(aside.items())),
         stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),
-        settings=_table(["setting", "value"], {"seed": record.get("seed"), **settings}.items()),
+        settings=_table(["setting", "value"], [pair for pair in settings.items() if not is_path(pair[1])]),
         versions=_table(["package", "version"], record.get("versions", {}).items()),
     )
     with run.ledger.writing(run.report) as new:
@@ -233,5 +233,5 @@ def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_templat
         known = format_of(case.image).has_geometry  # HDF5 files contain no orientation
         picture = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
     except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; the page must not fail
-        return _Drawn(case.name, note, problem=f"No picture: {error}")
+        return _Drawn(case.name, note, problem=f"No picture: {case.scrubbed(error)}")
     return _Drawn(case.name, note, picture)

@@ -118,8 +118,9 @@ def case_engine(process: Callable[[Case], Any], what: str, handlers: Sequence) -
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             if of_the_machine(error):  # not the scan's fault
                 raise
-            log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, error)
-            engine.state.failed[case.name] = f"{what} failed: {error}"
+            reason = case.scrubbed(error)
+            log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, reason)
+            engine.state.failed[case.name] = f"{what} failed: {reason}"
             return
         if value is not None:
             engine.state.values[case.name] = value
