@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
 # A short spin suits both. OpenMP reads these variables when torch is imported.
@@ -27,6 +27,9 @@ import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
 from semisam_o1.literals import as_config
 from semisam_o1.types import DatasetError, UserError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigWorkflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
@@ -213,30 +216,33 @@ def overrides(options: argparse.Namespace) -> dict:
     return changed
 
 
-def _workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str = "train"):
+def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str = "train") -> ConfigWorkflow:
+    """MONAI's workflow of config ``files`` with the ids ``changed``.
+
+    Raises:
+        DatasetError: the config has no such id, or a value has the wrong kind.
+    """
     from monai.bundle import ConfigWorkflow
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns about overlays in folders
     log_file = str(CONFIGS / "logging.conf")
-    workflow = ConfigWorkflow(
-        [str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type
-    )
+    made = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
     for name, value in changed.items():
         if name == "preset":
             raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
-        if name not in workflow.parser and name.split("#")[0] not in workflow.parser:
-            close = difflib.get_close_matches(name, workflow.parser.get())
+        if name not in made.parser and name.split("#")[0] not in made.parser:
+            close = difflib.get_close_matches(name, made.parser.get())
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
             raise DatasetError(f"The config has no id '{name}': {hint}")
         above, _, last = name.rpartition("#")
-        group = workflow.parser.get(above) if above else None
+        group = made.parser.get(above) if above else None
         if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
             raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
-        is_number = isinstance(workflow.parser.get(name), (int, float))
+        is_number = isinstance(made.parser.get(name), (int, float))
         if is_number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
             raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")
-    workflow.parser.update(changed)
-    return workflow
+    made.parser.update(changed)
+    return made
 
 
 def _execute(workflow) -> None:
@@ -276,11 +282,11 @@ def config_files(options: argparse.Namespace) -> list[Path]:
 def _run(options) -> None:
     from semisam_o1.job import Job
 
-    workflow = _workflow(config_files(options), options.run_id, overrides(options))
-    workflow.initialize()
-    workflow.parser["job"] = Job(copy.deepcopy(workflow.parser.get()))
-    workflow.run()
-    workflow.finalize()
+    job = workflow(config_files(options), options.run_id, overrides(options))
+    job.initialize()
+    job.parser["job"] = Job(copy.deepcopy(job.parser.get()))
+    job.run()
+    job.finalize()
 
 
 def _predict(options) -> int:
@@ -299,7 +305,7 @@ def _predict(options) -> int:
         run.read_record()  # raises an error if the folder has an earlier layout
         trained_config(run)  # raises an error if there is none
         config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", as_config(run.bundle)
-    _execute(_workflow([config], "run", changed | overrides(options), "infer"))
+    _execute(workflow([config], "run", changed | overrides(options), "infer"))
     print(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
     left_out = sorted({case.name for case in cases} - set(found.uncertainty.read()))
     if left_out:
@@ -333,9 +339,9 @@ def _validate(options) -> None:
     from semisam_o1.data.estimate import validate_text
     from semisam_o1.job.config import JobConfig
 
-    workflow = _workflow(config_files(options), "training", overrides(options))
+    job = workflow(config_files(options), "training", overrides(options))
     logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
-    config = JobConfig(workflow.parser.get())
+    config = JobConfig(job.parser.get())
     names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels")
     settings = {name: config.setting(name) for name in names}
     if settings["num_rounds"] == "auto":

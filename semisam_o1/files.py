@@ -127,6 +127,15 @@ def write_torch(path: str | Path, content: Any) -> None:
         aside.write_bytes(buffer.getbuffer())
 
 
+def hdf5_names(path: Path) -> set[str]:
+    """The names at the top of an HDF5 file; none if it is not one."""
+    try:
+        with h5py.File(path, "r") as file:
+            return set(file)
+    except OSError:
+        return set()
+
+
 class WorkFiles:
     """Arrays of one kind that a stage writes for the next: one HDF5 file per case."""
 

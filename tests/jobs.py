@@ -11,7 +11,7 @@ import numpy as np
 from monai.bundle.scripts import run as run_bundle
 
 import semisam_o1
-from semisam_o1.cli import main
+from semisam_o1.cli import config_files, main, overrides, parser, workflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
@@ -28,6 +28,13 @@ SMALL = {  # volumes and schedules that take seconds
 def small(**more) -> list[str]:
     """SMALL and ``more`` as the command line takes them."""
     return ["--set", *(f"{name}={json.dumps(value)}" for name, value in (SMALL | more).items())]
+
+
+def config_of(dataset: Path, output: Path, *options: str, **ids) -> dict:
+    """The config of the job that ``semisam-o1 run`` runs with `SMALL` and ``ids``."""
+    command = ["run", str(dataset), "--output", str(output), "--device", "cpu", *options, *small(**ids)]
+    options = parser().parse_args(command)
+    return workflow(config_files(options), "training", overrides(options)).parser.get()
 
 
 def bundle(run_id: str, *configs: Path, **ids) -> None:

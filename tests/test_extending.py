@@ -51,8 +51,8 @@ def test_a_method_and_an_encoder(phantom_dir, tmp_path, modules):
     command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--rounds", "1", "--device", "cpu"]
     small |= {"label_fusion": False, "quality_estimate": False}
     assert main([*command, *settings("A method", "An encoder", **small)]) == 0
-    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
-    assert config["train"]["loss"]["_target_"] == "my_methods.SureLoss"
+    settings_of_run = json.loads((tmp_path / "run" / "progress.json").read_text())["settings"]
+    assert settings_of_run["train#loss#_target_"] == "my_methods.SureLoss"
     assert len(list((tmp_path / "run" / "pseudo_labels").iterdir())) == 2
 
 

@@ -50,7 +50,6 @@ def test_a_literal_has_no_sign_of_a_config():
     assert not set("$@%#") & set(literal("".join(TEXTS)))
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", ["$1/0", "@preset", "%/etc/passwd"])
 def test_class_names_in_metadata_are_text(text):
-    parser = ConfigParser({"channels": {"1": harmless(text)}})
-    assert parser.get_parsed_content("channels") == {"1": harmless(text).replace("#", "::")}
+    assert ConfigParser({"channels": {"1": harmless(text)}}).get_parsed_content("channels") == {"1": f"_{text}"}

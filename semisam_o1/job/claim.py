@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.files import PARTIAL, remove
+from semisam_o1.files import PARTIAL, hdf5_names, remove
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import DatasetError
 
@@ -30,7 +30,7 @@ def claim(run: RunFolder, cohort: Cohort) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise DatasetError(f"{run.path} is a file; expected a folder for the run. Name another.")
     present = run.present()
-    if present and not run.ours():
+    if present and not run.ours() and not (present == [run.features] and is_store(run.features)):
         names = ", ".join(path.name for path in present)
         raise DatasetError(
             f"{run.path} was not begun by a run, but has {names}, which a run would replace. Nothing was written. "
@@ -42,6 +42,12 @@ def claim(run: RunFolder, cohort: Cohort) -> None:
             f"{run.path} has symbolic links in place of {', '.join(links)}: a run writes into no other folder. "
             "Name another folder, or remove the links."
         )
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder has features alone: those of another run may be copied here before the first start."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return not folder.is_symlink() and all(path.suffix == ".h5" and "tokens" in hdf5_names(path) for path in files)
 
 
 def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool) -> None:

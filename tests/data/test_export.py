@@ -15,7 +15,8 @@ from torch import nn
 from semisam_o1.data.export import write_label, write_share, write_weights
 from semisam_o1.data.formats import read_grid
 from semisam_o1.data.phantoms import grid_affine
-from semisam_o1.files import atomic_write, write_json, write_text
+from semisam_o1.errors import WriteError
+from semisam_o1.files import atomic_write, partial_path, write_json, write_text
 
 FULL = Path("/dev/full")  # Linux's device that has no room, ever
 needs_full_device = pytest.mark.skipif(not FULL.exists(), reason=f"no {FULL}")
@@ -180,8 +181,8 @@ def test_an_image_cut_short_never_takes_the_name(tmp_path):
     write_label(tmp_path / "out" / "label.nii", LABEL, scan, read_grid(scan))
     before = (tmp_path / "out" / "label.nii").read_bytes()
 
-    (tmp_path / "out" / ".partial-label.nii").symlink_to(FULL)
-    with pytest.raises(OSError, match="No space left"):
+    partial_path(tmp_path / "out" / "label.nii").symlink_to(FULL)
+    with pytest.raises(WriteError, match=r"label\.nii cannot be written: the disk is full"):
         write_label(tmp_path / "out" / "label.nii", 1 - LABEL, scan, read_grid(scan))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["label.nii"]
     assert (tmp_path / "out" / "label.nii").read_bytes() == before

@@ -15,7 +15,7 @@ from semisam_o1.job import Job
 from semisam_o1.job.resume import lock_folder
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.types import DatasetError
-from tests.jobs import CONFIGS, SMALL, assert_same_labels, bundle, bundle_process, labels, small
+from tests.jobs import CONFIGS, SMALL, assert_same_labels, bundle, bundle_process, config_of, labels, small
 
 
 def test_writes_what_the_readme_names(run, phantom_dir):
@@ -111,9 +111,8 @@ def test_a_stage_can_be_run_again_alone(run, phantom_dir, tmp_path):
 
 def test_a_stage_alone_holds_the_lock_too(run, phantom_dir, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run")
-    config = json.loads((run / "run.json").read_text())["config"] | {"output_dir": str(copied)}
     with lock_folder(copied), pytest.raises(DatasetError, match="is being worked on by process"):
-        Job(config).alone("prediction", 2)
+        Job(config_of(phantom_dir, copied)).alone("prediction", 2)
 
 
 @pytest.mark.slow

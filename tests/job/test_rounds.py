@@ -17,7 +17,7 @@ from semisam_o1.job.training_data import training_items
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.runfolder import RoundFolder
-from tests.jobs import assert_same_labels, labels, small
+from tests.jobs import assert_same_labels, config_of, labels, small
 
 
 def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path):
@@ -37,12 +37,12 @@ def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path)
 
 
 @pytest.mark.parametrize(("worth", "warned"), [(0.77, True), (0.79, False)])
-def test_labels_judged_worse_than_round_0_are_not_handed_out_without_a_word(run, tmp_path, worth, warned):
+def test_labels_judged_worse_than_round_0_are_not_handed_out_without_a_word(run, phantom_dir, tmp_path, worth, warned):
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     for folder, value in (("round_0", 0.8), ("round_2", worth)):
         quality = RoundFolder(copied / folder).quality
         quality.write({name: found | {"predicted_dice": value} for name, found in quality.read().items()})
-    Job(json.loads((run / "run.json").read_text())["config"] | {"output_dir": str(copied)}).finish()
+    Job(config_of(phantom_dir, copied)).finish()
     assert ("judged to be worse" in (copied / "report.html").read_text()) == warned
     assert len(json.loads((copied / "run.json").read_text())["warnings"]) == warned
 
@@ -76,10 +76,8 @@ def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, begun, least):
 
 
 @pytest.mark.parametrize("warm, expected", [(True, [12, 4, 4]), (False, [12, 12, 12])])
-def test_rounds_that_begin_from_nothing_are_longer(run, tmp_path, warm, expected):
-    config = json.loads((run / "run.json").read_text())["config"]
-    config |= {"output_dir": str(tmp_path), "warm_start": warm, "first_round_factor": 3}
-    parser = ConfigParser(config)
+def test_rounds_that_begin_from_nothing_are_longer(phantom_dir, tmp_path, warm, expected):
+    parser = ConfigParser(config_of(phantom_dir, tmp_path, warm_start=warm, first_round_factor=3))
     for number, steps in enumerate(expected, 1):
         parser["round"] = number
         assert parser.get_parsed_content("iterations") == steps

@@ -39,6 +39,6 @@ def test_the_overlay_trains(begun, phantom_dir, tmp_path, monkeypatch):
     overlay = json.loads(example("json"))
     settings = small(**{"num_rounds": 1, "max_iterations": 2} | overlay)
     assert main(["run", str(phantom_dir), "--output", str(begun), *settings]) == 0
-    trained = json.loads((begun / "run.json").read_text())["config"]["train"]
-    assert trained["loss"]["_target_"] == "sure.SureLoss"
+    trained = json.loads((begun / "progress.json").read_text())["settings"]
+    assert trained["train#loss#_target_"] == "sure.SureLoss"
     assert (begun / "round_1" / "model.pt").is_file()

@@ -13,6 +13,7 @@ import torch
 from semisam_o1.cli import main
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.job.final_test import score_cases, summary
+from semisam_o1.ledger import Ledger
 from semisam_o1.networks import UNet3D, UNet3DSDF
 from semisam_o1.report.metrics import score
 from tests.jobs import labels
@@ -45,8 +46,14 @@ def test_a_whole_run(golden, three_cases, tmp_path):
     found = golden("final_test")
     cases = listed_cases(three_cases, "test.txt")
     rows = score_cases(
-        lambda case: found[f"run/{case.name}/prediction"].astype(int), cases, 3, "given", tmp_path / "out"
+        lambda case: found[f"run/{case.name}/prediction"].astype(int),
+        cases,
+        3,
+        "given",
+        tmp_path / "out",
+        Ledger(tmp_path / "out"),
     )
+    (tmp_path / "out" / "written.json").unlink()
     np.testing.assert_allclose([[row[name] for name in MEASURES] for row in rows], found["run/rows"], atol=1e-6)
     mean, deviation = summary(rows)
     np.testing.assert_allclose(mean, found["run/mean"], atol=1e-6)
