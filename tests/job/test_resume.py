@@ -344,7 +344,8 @@ def test_a_full_disk_is_known_by_what_hdf5_says(text):
 
 
 def test_other_settings_in_a_folder_in_use_are_refused(job, tmp_path, capsys):
-    arguments = [*job, str(tmp_path / "run"), "--rounds", "0", "--set", "label_fusion=false", "quality_estimate=false"]
+    settings = ["num_rounds=0", "label_fusion=false", "quality_estimate=false"]
+    arguments = [*job, str(tmp_path / "run"), "--set", *settings]
     assert main(arguments) == 0
     assert main([*arguments, "--seed", "5"]) == 2
     assert "seed was 1337, is 5" in capsys.readouterr().err
