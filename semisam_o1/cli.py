@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import itertools
 import json
 import logging
@@ -25,7 +24,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
-from semisam_o1.literals import as_config
+from semisam_o1.literals import as_config, printable
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = plainly(error)
         if text is None:
             raise
-        print(f"semisam-o1: {text}", file=sys.stderr)
+        print(f"semisam-o1: {printable(text)}", file=sys.stderr)
         _write_the_rest(next((part.problems for part in chain(error) if hasattr(part, "problems")), ()))
         return 2
     except KeyboardInterrupt as stop:
@@ -136,11 +135,11 @@ def parser() -> argparse.ArgumentParser:
 
     suggest = commands.add_parser("suggest-template", help="suggest which scan to outline first, or next")
     suggest.add_argument("dataset_dir", metavar="DIR")
-    suggest.add_argument("--top", type=int, default=5, help="number of suggestions (5)")
+    suggest.add_argument("--top", type=count, default=5, help="number of suggestions (5)")
     suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans already outlined")
     suggest.add_argument("--output", type=Path, default=Path("suggestion"), help="folder for the page with pictures")
     suggest.add_argument("--spacing", type=float, nargs="+", help="voxel size of HDF5 scans, mm")
-    suggest.add_argument("--seed", type=int, default=0)
+    suggest.add_argument("--seed", type=seed, default=0)
     suggest.set_defaults(action=_suggest)
 
     convert = commands.add_parser("convert-weights", help="save a checkpoint's weights as safetensors")
@@ -150,10 +149,24 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo-data", help="write a small synthetic data set with truth for every case")
     demo.add_argument("output", type=Path, metavar="OUT")
-    demo.add_argument("--cases", type=int, default=12)
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--cases", type=count, default=12)
+    demo.add_argument("--seed", type=seed, default=0)
     demo.set_defaults(action=_demo_data)
     return top
+
+
+def count(text: str) -> int:
+    """Parse a number of things."""
+    if not text.isdigit() or not 1 <= int(text) <= 10**6:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 1")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Parse the value of ``--seed``."""
+    if not text.isdigit() or int(text) > 4_000_000_000:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 0")
+    return int(text)
 
 
 def rounds(text: str) -> int | str:
@@ -173,7 +186,7 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--template", nargs="+", metavar="CASE", help="labelled cases to learn from")
     command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
     command.add_argument("--preset", choices=_names("presets"), help="default: standard with a GPU, quick without")
-    command.add_argument("--seed", type=int)
+    command.add_argument("--seed", type=seed)
     text = "repeat this step of an earlier start and all later steps: features, propagation, round_1, ..."
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _pseudonyms(command)
@@ -224,23 +237,21 @@ def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str =
     """
     from monai.bundle import ConfigWorkflow
 
+    from semisam_o1.job.kinds import refuse_unknown, refuse_wrong
+
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns about overlays in folders
     log_file = str(CONFIGS / "logging.conf")
     made = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
     for name, value in changed.items():
         if name == "preset":
             raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
-        if name not in made.parser and name.split("#")[0] not in made.parser:
-            close = difflib.get_close_matches(name, made.parser.get())
-            hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
-            raise DatasetError(f"The config has no id '{name}': {hint}")
+        if name not in made.parser:
+            refuse_unknown([name.split("#")[0]], made.parser.get(), ())
         above, _, last = name.rpartition("#")
         group = made.parser.get(above) if above else None
         if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
             raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
-        is_number = isinstance(made.parser.get(name), (int, float))
-        if is_number and isinstance(value, str) and value != "auto" and not value.startswith(("$", "@")):
-            raise DatasetError(f"--set {name}={value}: expected a number, or true or false.")
+    refuse_wrong(changed)
     made.parser.update(changed)
     return made
 

@@ -24,7 +24,7 @@ from semisam_o1.runfolder import PredictionFolder, RunFolder
 from semisam_o1.tables import CaseTable
 from semisam_o1.types import Case
 from semisam_o1.uncertainty import predictive_entropy
-from semisam_o1.weights import read_checkpoint
+from semisam_o1.weights import check_weights, read_checkpoint
 
 log = logging.getLogger("semisam_o1")
 
@@ -144,8 +144,18 @@ def round_weights(network: nn.Module, output_dir: str | Path, round: int, device
 
     Round 0 has no model; the caller checks for that.
     """
-    path = RunFolder(output_dir).round(round).model
-    read_checkpoint(path)  # a damaged file is named
+    return trained_weights(RunFolder(output_dir).round(round).model, network, device)
+
+
+def trained_weights(path: str | Path, network: nn.Module, device: str = "cpu") -> CheckpointLoader:
+    """MONAI's `CheckpointLoader` for the weights of a trained model, which are checked first.
+
+    Raises:
+        FileNotFoundError, UserError: there is no such file, or it holds no weights of this network.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no trained model {path}.")
+    check_weights(network, path, "the trained network")
     return CheckpointLoader(str(path), {"model": network}, map_location=torch.device(device))
 
 

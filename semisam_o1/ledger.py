@@ -76,15 +76,16 @@ class Ledger:
     def writing(self, path: Path) -> Iterator[Path]:
         """A temporary path for the new ``path``. If the block succeeds, it takes the place of the old one.
 
-        A person's version of the old one moves to ``reviewed/``, also if it was saved while the block ran. It stays in
-        place, and is copied to ``reviewed/``, if the new version is the one that the person changed.
+        A person's version of the old one moves to ``reviewed/``, also if it was saved while the block ran. A label
+        stays in place, and is copied to ``reviewed/``, if the new version is the one that the person changed.
         """
         aside = partial_path(path)
         with writing_errors(path, aside):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield aside
-                if self.state(path) is State.CHANGED and self._is_last(path, aside):
+                label = path.name.endswith(VOLUME)
+                if label and self.state(path) is State.CHANGED and self._is_last(path, aside):
                     self._copy(path)
                 else:
                     self._expect(path, aside)
@@ -168,7 +169,7 @@ class Ledger:
 
     def _copy(self, path: Path) -> None:
         """Copy a person's version to ``reviewed/``, unless it is there already."""
-        if path.name.endswith(VOLUME) and not any(checksum(kept) == checksum(path) for kept in self._copies(path)):
+        if not any(checksum(kept) == checksum(path) for kept in self._copies(path)):
             kept = self.kept_at(path)
             copy_file(path, kept)
             log.warning("%s was changed after it was written; your version stays, with a copy in %s", path.name, kept)

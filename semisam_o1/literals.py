@@ -1,4 +1,4 @@
-"""Data as values of a MONAI config: the only place that turns text and paths into config.
+"""Text from outside: as values of a MONAI config (the only place that makes config of data), as names, as output.
 
 In a MONAI config, text that starts with ``$`` is evaluated as Python, ``@id`` refers to another value, ``%file`` opens
 a file, and ``#`` separates the parts of an id. Names of cases, files and classes may contain these signs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+LONGEST_NAME = 200  # letters; file systems allow 255 bytes, suffix included
 SIGNS = "$@%#"  # with a meaning in a config
 
 
@@ -38,3 +39,14 @@ def literal(text: str) -> str:
 def harmless(text: str) -> str:
     """``text`` for JSON that people read and MONAI parses, e.g. class names: a leading sign gets an underscore."""
     return f"_{text}" if text.startswith(tuple(SIGNS)) else text
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a case or class: printable, not blank, not too long."""
+    return bool(text.strip()) and text.isprintable() and len(text) <= LONGEST_NAME
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """``text`` for a terminal, with ? for control characters; cut after ``most`` letters."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+    return shown if most is None or len(shown) <= most else f"{shown[: most - 3]}..."

@@ -11,6 +11,8 @@ from typing import Any
 
 from semisam_o1.files import write_text
 from semisam_o1.ledger import Ledger, State
+from semisam_o1.literals import printable
+from semisam_o1.types import UserError
 
 TEXT, COUNT = "", "d"  # formats of columns; numbers use those of `format`, e.g. ".4f"
 # A spreadsheet reads a cell that starts with one of these as a formula. A leading apostrophe marks it as text. A text
@@ -36,10 +38,13 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> list[dict[str, An
         ValueError: a column is missing; the message names it.
     """
     with Path(path).open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; expected {','.join(columns)}")
-        return [{name: _value(row[name], kind) for name, kind in columns.items()} for row in reader]
+        reader = csv.DictReader(file, restval="")
+        try:
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"{path}: no column {', '.join(missing)}; expected {','.join(columns)}")
+            return [{name: _value(row[name], kind) for name, kind in columns.items()} for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table: {error}") from error
 
 
 def _cell(value: Any, kind: str) -> str:
@@ -83,5 +88,9 @@ class CaseTable:
     def read(self) -> dict[str, dict[str, float]]:
         """All rows; empty if the file does not exist."""
         trusted = self.path.exists() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
-        rows = read_rows(self.path, self.columns) if trusted else []
+        try:
+            rows = read_rows(self.path, self.columns) if trusted else []
+        except ValueError as error:
+            remedy = "Restore it, or remove it: the same command makes it again."
+            raise UserError(f"{self.path} is damaged ({printable(str(error), 200)}). {remedy}") from error
         return {row.pop("case"): row for row in rows}

@@ -51,6 +51,15 @@ def load_weights(network: nn.Module, file: str | Path, prefix: str = "", what: s
     return network
 
 
+def check_weights(network: nn.Module, file: str | Path, what: str = "the network") -> None:
+    """Check that a file holds weights for ``network``, without loading them.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    _check(read_weights(Path(file)), network.state_dict(), Path(file), what)
+
+
 def read_weights(path: Path, prefix: str = "") -> dict[str, Any]:
     """The state dict in a file for `load_weights`, its keys without ``module.`` and ``prefix``."""
     weights = {key.removeprefix("module."): value for key, value in _state(read_checkpoint(path), path).items()}
@@ -64,6 +73,8 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         UserError: the checkpoint needs other types (the message lists them), or cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; expected a checkpoint.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -80,7 +91,9 @@ def read_checkpoint(path: Path) -> Any:
                     f"{path.with_suffix('.safetensors')}"
                 ) from error
             raise _unreadable(path, error) from error
-        except (RuntimeError, EOFError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # the unpickler raises many kinds on a damaged file
             raise _unreadable(path, error) from error
 
 

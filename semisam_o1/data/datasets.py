@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -21,6 +22,7 @@ from semisam_o1.data.cohort import LISTS, Cohort
 from semisam_o1.data.findings import LABEL_NOT_USED, MOST_LINES, NOTE, SET_ASIDE, STOPS, CohortError, Problem, table
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
 from semisam_o1.data.pseudonyms import renamed
+from semisam_o1.literals import LONGEST_NAME, is_name, printable
 from semisam_o1.types import Case
 
 logger = logging.getLogger("semisam_o1")
@@ -76,15 +78,15 @@ def open_cohort(
     findings = find_problems(checked, image_key, spacing, num_classes, binary_label)
     problems += findings.problems
     cases, problems = renamed(pseudonyms, cases, problems)
-    num_classes = num_classes or max(findings.classes, default=0) + 1
-    named = {0: "background", 1: "foreground"}
-    classes = named if binary_label else _class_names(root / "classes.json", num_classes, problems)
-
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
     unused = {problem.case for problem in problems if problem.severity == LABEL_NOT_USED}
     usable = [replace(case, label=None) if case.name in unused else case for case in cases if case.name not in broken]
     if need_pool and not any(case.split == "pool" for case in usable):
         problems.append(_empty_pool(parts, lists["pool"] is not None))
+    _stop(root, problems)  # before a name is built for each class
+    num_classes = num_classes or max(findings.classes, default=0) + 1
+    named = {0: "background", 1: "foreground"}
+    classes = named if binary_label else _class_names(root / "classes.json", num_classes, problems)
     _stop(root, problems)
     reasons: dict[str, str] = {}
     for problem in problems:
@@ -132,7 +134,7 @@ def _listed_name(text: str, known=()) -> str:
     return text[: len(text) - len(suffix)]
 
 
-def _index(root: Path, folder: str, inside: str | None = None) -> dict[str, list[Path]]:
+def _index(root: Path, folder: str, problems: list[Problem], inside: str | None = None) -> dict[str, list[Path]]:
     """The files in ``root``/``inside`` whose format belongs to ``folder``, by case.
 
     Hidden files are ignored: macOS writes ``._x.nii.gz`` beside ``x.nii.gz``.
@@ -142,7 +144,12 @@ def _index(root: Path, folder: str, inside: str | None = None) -> dict[str, list
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         format = format_of(path)
         if format is not None and format.folder == folder and not path.name.startswith(".") and path.is_file():
-            files.setdefault(case_name(path), []).append(path)
+            if is_name(name := case_name(path)):
+                files.setdefault(name, []).append(path)
+            else:
+                found = f"a name in {place.name}/ with control characters or too long"
+                remedy = "rename the file; it is ignored"
+                problems.append(Problem(printable(name), NOTE, found, "a name that can be printed", remedy))
     return files
 
 
@@ -153,14 +160,14 @@ def _find_files(root: Path, problems: list[Problem]) -> tuple[dict[str, list[Pat
         found = "a file, not a folder" if root.exists() else "no such folder"
         problems.append(Problem("data set", STOPS, found, "a folder", "check the path"))
         return {}, {}
-    hdf5 = _index(root, "data")
-    images = _index(root, "images")
+    hdf5 = _index(root, "data", problems)
+    images = _index(root, "images", problems)
     if hdf5 and images:
         problems.append(Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away"))
     if not hdf5 and not images:
         problems.append(Problem("data set", STOPS, "no image", layout, "check the path and the suffixes"))
     if images:
-        return images, _index(root, "images", "labels")
+        return images, _index(root, "images", problems, "labels")
     return hdf5, {name: paths for name, paths in hdf5.items() if _has_label(paths[0])}
 
 
@@ -174,7 +181,7 @@ def _has_label(path: Path) -> bool:
 
 def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] | None:
     """The names in a list, in order and without duplicates; None if the list does not exist."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     if not path.is_file():
         problems.append(Problem(path.name, STOPS, "no regular file", "UTF-8 text, one name per line", "move it away"))
@@ -202,12 +209,12 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
 
 
 def _leaves_the_folder(name: str) -> bool:
-    odd = name in ("", ".", "..") or any(c in "/\\" or not c.isprintable() for c in name)
+    odd = name in (".", "..") or not is_name(name) or any(c in "/\\" for c in name)
     return odd or bool(PureWindowsPath(name).drive)
 
 
 def _refusal(text: str, where: str) -> Problem:
-    shown = "".join(c if c.isprintable() else "?" for c in text)
+    shown = printable(text)
     remedy = "write only the case's name, without folders"
     return Problem(shown, STOPS, f"a name in {where} that leaves the data folder", "a case's name", remedy)
 
@@ -289,18 +296,20 @@ def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Cas
 def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[int, str]:
     """Class names from ``classes.json``: {"1": "anterior"}, or a list that starts at class 1, or 0 for "background"."""
     names = {0: "background"} | {number: f"class {number}" for number in range(1, num_classes)}
-    if not path.exists():
+    if not os.path.lexists(path):
         return names
     try:
+        if not path.is_file():
+            raise ValueError
         given = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(given, list):
             start = 0 if given and str(given[0]).lower() == "background" else 1
             given = dict(enumerate(given, start))
         given = {int(number): name for number, name in given.items()}
-        if not all(isinstance(name, str) and name.strip() for name in given.values()):
+        if not all(isinstance(name, str) and is_name(name) for name in given.values()):
             raise ValueError
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
-        expected = '{"1": "anterior", ...}, or a list of names'
+        expected = f'{{"1": "anterior", ...}}, or a list of names of at most {LONGEST_NAME} letters'
         problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "correct it, or delete it"))
         return names
     if surplus := sorted(set(given) - set(names)):

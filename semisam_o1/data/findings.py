@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from semisam_o1.literals import printable
 from semisam_o1.tables import TEXT, write_rows
 from semisam_o1.types import DatasetError
 
 STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE = "stops the run", "set aside", "label not used", "note"
 
 
+LONGEST = 200  # letters of a cell that a command prints
 MOST_LINES = 50  # of a kind of problem that a command prints
 COLUMNS = dict.fromkeys(("case", "severity", "found", "expected", "remedy"), TEXT)  # of problems.csv
 SEVERITIES = (STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE)
@@ -80,7 +82,7 @@ def table(problems: Iterable[Problem], width: int = 100, most: int | None = None
         if most is not None and used[_kind(row)] >= most:
             hidden[_kind(row)] += 1
             continue
-        texts = (row.case, row.severity, row.found, row.expected, row.remedy)
+        texts = [printable(text, LONGEST) for text in (row.case, row.severity, row.found, row.expected, row.remedy)]
         cells = [textwrap.wrap(text, n) or [""] for text, n in zip(texts, widths)]
         height = max(len(cell) for cell in cells)
         used[_kind(row)] += height

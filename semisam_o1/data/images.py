@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of, read_volume
 from semisam_o1.data.pseudonyms import renamed
+from semisam_o1.literals import is_name
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -33,6 +34,8 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
             found = "no such file" if not path.is_file() else "an unknown format"
             raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
         name = case_name(path)
+        if not is_name(name):
+            raise DatasetError(f"{path}: the file's name has control characters or is no UTF-8; rename it.")
         if name in cases:
             raise DatasetError(f"{path}: another image is also called '{name}'; one result would overwrite the other.")
         cases[name] = Case(name, path, None, "new")

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
 import semisam_o1
 from semisam_o1.files import read_json, write_json
 from semisam_o1.job.config import JobConfig
@@ -108,7 +110,7 @@ def published_model(weights: str | Path, method: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     head = read_weights(path).get("final.weight")
-    if head is None:
+    if not isinstance(head, torch.Tensor) or head.ndim != 5:
         raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
     name = "UNet3DSDF" if method == "dtc" else "UNet3D"
     network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": len(head)}

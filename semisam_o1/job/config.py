@@ -6,16 +6,23 @@ import copy
 import functools
 import inspect
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
+import semisam_o1
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.errors import chain
+from semisam_o1.files import read_json
+from semisam_o1.job.kinds import refuse_unknown, refuse_wrong, values_of
+from semisam_o1.types import DatasetError
 
 ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate")  # ids that are not settings
 SEPARATOR = "#"  # between the parts of an id in configs and on the command line; MONAI's own is ID_SEP_KEY
+OF_MONAI = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")  # of its tracking
 PLAIN = (int, float, str, bool, type(None))
 
 
@@ -34,8 +41,11 @@ class JobConfig:
 
     def __init__(self, raw: dict):
         self.raw = raw
+        self._refuse_misspelt()
+        refuse_wrong(values_of(raw))
         self.cohort: Cohort = ConfigParser(copy.deepcopy(raw)).get_parsed_content("cohort")
         self.settings = self._settings()
+        refuse_wrong(self.settings)
 
     def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
         """Build ``id`` for ``round``, with the other ids ``changed``."""
@@ -66,12 +76,30 @@ class JobConfig:
         inside = {id for id in self._items if id.split("#")[0] == name}
         return {part.split("#")[0] for id in inside for part in self._parts(id)} - {name}
 
+    def _refuse_misspelt(self) -> None:
+        """Refuse ids that no shipped config has and no other id refers to."""
+        shipped = shipped_ids()
+        used = set().union(*(map(self.refers_to, self.raw)))
+        names = [name for name in self.raw if not name.startswith("_")]
+        refuse_unknown(names, shipped, used | set(ACTIONS) | set(OF_MONAI))
+        for name in names:
+            group, known = self.raw[name], shipped.get(name)
+            if isinstance(group, dict) and "_target_" not in group and known:  # a component takes any argument
+                refuse_unknown([f"{name}#{key}" for key in group], known, self._referred)
+
+    @functools.cached_property
+    def _referred(self) -> set[str]:
+        """Every id that the text of another refers to."""
+        return {part for id in self._items for part in self._parts(id)} - {
+            f"{id}{SEPARATOR}{key}" for id, item in self._items.items() for key in keys_of(item.get_config())
+        }
+
     def _parts(self, id: str) -> list[str]:
         """The ids that an id contains, and the ids that its own text refers to."""
         config = self._items[id].get_config()
-        keys = config if isinstance(config, dict) else range(len(config)) if isinstance(config, list) else ()
         refers_to = ReferenceResolver.find_refs_in_config(config=config, id=id)
-        return [*(found.replace(ID_SEP_KEY, SEPARATOR) for found in refers_to), *(f"{id}#{key}" for key in keys)]
+        names = [found.replace(ID_SEP_KEY, SEPARATOR) for found in refers_to]
+        return [*names, *(f"{id}{SEPARATOR}{key}" for key in keys_of(config))]
 
     @functools.cached_property
     def _items(self) -> dict[str, Any]:
@@ -90,13 +118,33 @@ class JobConfig:
         for name, value in self.raw.items():
             if name in ACTIONS or name == "cohort" or isinstance(value, dict):
                 continue
-            value = parser.get_parsed_content(name)
+            try:
+                value = parser.get_parsed_content(name)
+            except Exception as error:
+                raise DatasetError(f"{name} cannot be evaluated: {[*chain(error)][-1]}") from error
             parts = value if isinstance(value, (list, tuple)) else [value]
             if all(isinstance(part, PLAIN) for part in parts):
                 found[name] = list(value) if isinstance(value, tuple) else value
         if found.get("template"):  # as case names, or as pseudonyms
             found["template"] = [case.name for case in self.cohort.templates]
         return found
+
+
+def keys_of(config: Any) -> Iterable:
+    return config if isinstance(config, dict) else range(len(config)) if isinstance(config, list) else ()
+
+
+@functools.cache
+def shipped_ids() -> dict[str, set[str]]:
+    """Every top-level id of the shipped configs, with the ids in it."""
+    found: dict[str, set[str]] = {}
+    configs = Path(semisam_o1.BUNDLE_ROOT) / "configs"
+    for path in [configs / "train.json", *sorted(configs.glob("*/*.json"))]:
+        for name, value in read_json(path).items():
+            top, _, _ = name.partition(SEPARATOR)
+            inside = {f"{name}{SEPARATOR}{key}" for key in keys_of(value)} if isinstance(value, dict) else set()
+            found.setdefault(top, set()).update(inside, {name} - {top})
+    return found
 
 
 def flatten(value: Any, id: str = "") -> dict[str, Any]:

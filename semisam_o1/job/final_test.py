@@ -45,7 +45,7 @@ def published_network(weights: str | Path, method: str) -> tuple[nn.Module, int]
     if not Path(weights).is_file():
         raise FileNotFoundError(f"There is no checkpoint {weights}.")
     head = read_weights(Path(weights)).get("final.weight")
-    if head is None:
+    if not isinstance(head, torch.Tensor) or head.ndim != 5:
         raise UserError(f"{weights} has no 'final.weight': expected a 3D U-Net of the published code.")
     network = (UNet3DSDF if method == "dtc" else UNet3D)(1, len(head))
     loaded = load_weights(network, weights, what=f"the network of '{method}' ({len(head)} classes)")

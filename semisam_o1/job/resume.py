@@ -36,6 +36,7 @@ FREE = (
 )
 
 
+STEP = re.compile(r"(features|propagation|round_[1-9]\d{0,5})(/\w+)?")  # that a run can be restarted from
 MOST_CAUSES = 5  # changed settings listed in a message
 
 
@@ -80,12 +81,14 @@ class Journal:
                 or the folder has an earlier layout.
         """
         kept = self.kept
+        if restart_from is not None and not STEP.fullmatch(restart_from):
+            raise DatasetError(f"restart_from '{restart_from}': expected features, propagation, round_1, ...")
         if not kept:
+            if restart_from is not None:
+                raise DatasetError(f"restart_from '{restart_from}': no run was begun in {self.run.path}.")
             return False
         self.done = list(kept["done"])
         if restart_from is not None:
-            if not re.fullmatch(r"(features|propagation|round_[1-9]\d*)(/\w+)?", restart_from):
-                raise DatasetError(f"restart_from '{restart_from}': expected features, propagation, round_1, ...")
             if (number := round_of(restart_from)) > round_of(self.done[-1] if self.done else "") + 1:
                 raise DatasetError(f"restart_from '{restart_from}': the run has not reached round {number} yet.")
             self.done = self.done[: self._first(restart_from)]

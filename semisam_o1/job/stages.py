@@ -79,8 +79,13 @@ def first_pass(job: Job, round: int, cases: Cases = None) -> None:
 def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
     if not job.config.setting("label_fusion") and (found := lacking_labels(job, round, later)):
         return found
-    records = job.run_folder.round(0).work("first")
-    return [case for case in labelled_cases(job) if later and not records.has(case.name, "uncertainty")]
+    folder = job.run_folder.round(0)
+    records, copied = folder.work("first"), folder.copied
+
+    def whole(case: Case) -> bool:
+        return copied(case.name).is_file() and (not later or records.has(case.name, "uncertainty"))
+
+    return [case for case in labelled_cases(job) if not whole(case)]
 
 
 def label_fusion(job: Job, round: int, cases: Cases = None) -> None:
@@ -89,9 +94,9 @@ def label_fusion(job: Job, round: int, cases: Cases = None) -> None:
 
 
 def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
-    """Of round 0: labels, confidences and copied labels."""
+    """Of round 0: labels and confidences."""
     folder = job.run_folder.round(0)
-    files = (folder.label, folder.confidence, folder.copied)
+    files = (folder.label, folder.confidence)
     return [case for case in labelled_cases(job) if not all(file(case.name).is_file() for file in files)]
 
 
@@ -180,14 +185,15 @@ def lacking_refined(job: Job, round: int, later: bool) -> list[Case]:
 
 # All stages in order.
 
+FIRST, FUSION = "propagation/first", "propagation/fusion"
 ROUND_0 = (
     Stage("features", "features", features, lacking_features, ("features#evaluator", "cohort", "split")),
     Stage(
-        "propagation/first", "propagation", first_pass, lacking_first_pass,
+        FIRST, "propagation", first_pass, lacking_first_pass,
         ("propagation#first_pass", "cohort", "seed"),
     ),
     Stage(
-        "propagation/fusion", "label fusion", label_fusion, lacking_labels,
+        FUSION, "label fusion", label_fusion, lacking_labels,
         ("propagation#label_fusion",), wanted="label_fusion",
     ),
     Stage(
@@ -240,4 +246,7 @@ def lacking(job: Job, done: Sequence[str], complete: bool) -> dict[str, list[Cas
         wanted = not stage.wanted or job.config.setting(stage.wanted)
         if wanted and (cases := stage.lacking(job, stage.round, bool(found) or not complete)):
             found[stage.name] = cases
-    return {name: found[name] for name in reversed(found)}
+    found = {name: found[name] for name in reversed(found)}
+    if FIRST in found and FUSION in done and job.config.setting("label_fusion"):  # it replaces the first pass's labels
+        found[FUSION] = list(dict.fromkeys([*found[FIRST], *found.get(FUSION, [])]))
+    return found

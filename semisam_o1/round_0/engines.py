@@ -164,7 +164,8 @@ def first_pass_engine(
     records = folder.work("first")
 
     def process(case: Case) -> float:
-        if records.has(case.name, "uncertainty") and folder.label(case.name).is_file():
+        made = (folder.label(case.name), folder.copied(case.name))
+        if records.has(case.name, "uncertainty") and all(path.is_file() for path in made):
             return FirstPass.load(records, case.name, "uncertainty").uncertainty
         found, frame = store.load(case.name), "world"
         turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in templates]
