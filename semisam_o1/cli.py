@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
     )
-    predict.add_argument("--output", required=True, type=Path)
+    predict.add_argument("--output", required=True, type=folder)
     _pseudonyms(predict)
     _setting_options(predict)
     predict.set_defaults(action=_predict)
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument(
         "--test-list", default="test.txt", metavar="FILE", help="list of cases, a file in DIR or a path (test.txt)"
     )
-    test.add_argument("--save-pred", type=Path, metavar="OUT", help="folder for images, labels and test.csv")
+    test.add_argument("--save-pred", type=folder, metavar="OUT", help="folder for images, labels and test.csv")
     test.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     test.set_defaults(action=_test)
 
@@ -137,22 +137,29 @@ def parser() -> argparse.ArgumentParser:
     suggest.add_argument("dataset_dir", metavar="DIR")
     suggest.add_argument("--top", type=count, default=5, help="number of suggestions (5)")
     suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans already outlined")
-    suggest.add_argument("--output", type=Path, default=Path("suggestion"), help="folder for the page with pictures")
+    suggest.add_argument("--output", type=folder, default=Path("suggestion"), help="folder for the page with pictures")
     suggest.add_argument("--spacing", type=float, nargs="+", help="voxel size of HDF5 scans, mm")
     suggest.add_argument("--seed", type=seed, default=0)
     suggest.set_defaults(action=_suggest)
 
     convert = commands.add_parser("convert-weights", help="save a checkpoint's weights as safetensors")
     convert.add_argument("checkpoint", type=Path, metavar="IN")
-    convert.add_argument("output", type=Path, metavar="OUT.safetensors")
+    convert.add_argument("output", type=folder, metavar="OUT.safetensors")
     convert.set_defaults(action=_convert)
 
     demo = commands.add_parser("demo-data", help="write a small synthetic data set with truth for every case")
-    demo.add_argument("output", type=Path, metavar="OUT")
+    demo.add_argument("output", type=folder, metavar="OUT")
     demo.add_argument("--cases", type=count, default=12)
     demo.add_argument("--seed", type=seed, default=0)
     demo.set_defaults(action=_demo_data)
     return top
+
+
+def folder(text: str) -> Path:
+    """Parse the path of results."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty text; expected a path")
+    return Path(text)
 
 
 def count(text: str) -> int:

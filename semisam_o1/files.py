@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from semisam_o1.errors import OF_THE_MACHINE, WriteError, number
 from semisam_o1.types import UserError
 
-PARTIAL = ".partial-"  # prefix of a file that is being written
+PARTIAL = ".partial-"  # prefix of a file that is being written; the process follows
+PARTIAL_NAME = re.compile(rf"{re.escape(PARTIAL)}\d+-.+")
 
 
 @contextlib.contextmanager
@@ -65,6 +67,13 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.is_dir():
         shutil.rmtree(path)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove the folders in ``folder`` in which nothing is, and itself if nothing is left."""
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        remove_if_empty(path)
+    remove_if_empty(folder)
 
 
 def remove_if_empty(folder: Path) -> None:

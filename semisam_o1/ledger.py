@@ -19,7 +19,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from semisam_o1.files import checksum, copy_file, partial_path, read_json, remove_if_empty, write_json, writing_errors
+from semisam_o1.files import checksum, copy_file, partial_path, read_json, remove_empty, write_json, writing_errors
 from semisam_o1.types import UserError
 
 log = logging.getLogger("semisam_o1")
@@ -40,20 +40,26 @@ class State(Enum):
 
 
 class Ledger:
-    """The files that were handed out in ``folder`` and below.
+    """The files that ``command`` handed out in ``folder`` and below.
 
     Args:
         folder: need not exist yet.
+        command: what writes here; files that another command wrote are foreign to it.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, command: str):
+        self.folder, self.command = Path(folder), command
         self.path, self.reviewed = self.folder / "written.json", self.folder / "reviewed"
 
     @property
     def entries(self) -> dict[str, list[dict[str, str]]]:
-        """File, relative to the folder -> checksums of its last versions."""
-        return read_json(self.path) if self.path.is_file() else {}
+        """File, relative to the folder -> command and checksums of its last versions."""
+        found = read_json(self.path) if self.path.is_file() else {}
+        if not all(
+            isinstance(kept, list) and all(isinstance(entry, dict) for entry in kept) for kept in found.values()
+        ):
+            raise UserError(f"{self.path} is damaged. Restore it, or name another folder.")
+        return found
 
     def state(self, path: Path) -> State:
         return self._compare(path, path)
@@ -62,13 +68,14 @@ class Ledger:
         """Those of ``paths`` that exist and were not written by this package; a link counts as foreign."""
         return [path for path in paths if os.path.lexists(path) and (path.is_symlink() or not self._known(path))]
 
-    def refuse_foreign(self, paths: Iterable[Path], command: str) -> None:
-        """Raise a `UserError` if a file that ``command`` would write belongs to somebody else."""
+    def refuse_foreign(self, paths: Iterable[Path]) -> None:
+        """Raise a `UserError` if one of ``paths``, which would be written, belongs to somebody else."""
+        self.entries  # noqa: B018 - a damaged ledger stops the command here
         if found := self.foreign(paths):
             names = ", ".join(str(path) for path in found[:MOST_NAMED])
             more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
             raise UserError(
-                f"{command} would replace files that it did not write: {names}{more}. Nothing was written. "
+                f"{self.command} would replace files that it did not write: {names}{more}. Nothing was written. "
                 "Name another folder, or move these files away."
             )
 
@@ -103,9 +110,7 @@ class Ledger:
         """`remove` every known file in ``folder`` and below, then the folders that are empty."""
         for name in [name for name in self.entries if (self.folder / name).is_relative_to(folder)]:
             self.remove(self.folder / name)
-        for inner in sorted((p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True):
-            remove_if_empty(inner)
-        remove_if_empty(folder)
+        remove_empty(folder)
 
     def recover(self) -> None:
         """Put right what a killed process left: a file that it had moved aside."""
@@ -116,7 +121,11 @@ class Ledger:
         return path.relative_to(self.folder).as_posix()
 
     def _known(self, path: Path) -> bool:
-        return self._name(path) in self.entries
+        return bool(self._versions(path))
+
+    def _versions(self, path: Path) -> list[dict[str, str]]:
+        """The checksums of the versions of ``path`` that this command wrote, the last one last."""
+        return [entry for entry in self.entries.get(self._name(path), []) if entry.get("by") == self.command]
 
     def _compare(self, path: Path, original: Path) -> State:
         """The state of the file at ``path`` as a version of ``original``."""
@@ -124,16 +133,15 @@ class Ledger:
             return State.ABSENT
         if path.is_symlink() or not path.is_file() or not self._known(original):
             return State.FOREIGN
-        entries = self.entries[self._name(original)]
-        found = checksum(path)
-        if any(found == entry["bytes"] for entry in entries):
+        entries, found = self._versions(original), checksum(path)
+        if any(found == entry.get("bytes") for entry in entries):
             return State.OURS
-        voxels = {entry["voxels"] for entry in entries if "voxels" in entry}
+        voxels = {entry["voxels"] for entry in entries if entry.get("voxels")}
         return State.RESAVED if voxels and voxels_checksum(path) in voxels else State.CHANGED
 
     def _expect(self, path: Path, aside: Path) -> None:
         """Add the checksums of ``aside``, the next version of ``path``; written before it is in place."""
-        entry, name, entries = {"bytes": checksum(aside)}, self._name(path), self.entries
+        entry, name, entries = {"by": self.command, "bytes": checksum(aside)}, self._name(path), self.entries
         if path.name.endswith(VOLUME):
             entry["voxels"] = voxels_checksum(aside)
         kept = [known for known in entries.get(name, []) if known != entry]
@@ -160,8 +168,8 @@ class Ledger:
 
     def _is_last(self, path: Path, aside: Path) -> bool:
         """Whether ``aside`` is the version of ``path`` that was written last."""
-        entries = self.entries.get(self._name(path), [])
-        return bool(entries) and entries[-1]["bytes"] == checksum(aside)
+        entries = self._versions(path)
+        return bool(entries) and entries[-1].get("bytes") == checksum(aside)
 
     def _copies(self, path: Path) -> list[Path]:
         """The versions of a label that were kept earlier."""

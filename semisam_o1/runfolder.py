@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semisam_o1.files import WorkFiles, read_json, remove, remove_if_empty
+from semisam_o1.files import WorkFiles, read_json, remove, remove_empty
 from semisam_o1.ledger import Ledger
 from semisam_o1.tables import CaseTable
 from semisam_o1.types import Case, DatasetError, UserError
@@ -20,7 +20,7 @@ ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 2  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int}  # kinds in run.json
-JOURNAL = {"done": list, "settings": dict}  # and in progress.json
+JOURNAL = {"done": list, "settings": dict, "files": dict}  # and in progress.json
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
     "predicted_dice",
@@ -60,7 +60,7 @@ class PredictionFolder:
 
     def __init__(self, path: str | Path):
         self.path = folder_path(path)
-        self.ledger = Ledger(self.path)
+        self.ledger = Ledger(self.path, "predict")
         self.labels = self.path / "labels"
         self.uncertainty = uncertainty_table(self.path, self.ledger)
 
@@ -71,7 +71,11 @@ class PredictionFolder:
             UserError: it names the files.
         """
         targets = [file(case.name) for case in cases for file in (self.label, self.uncertainty_map)]
-        self.ledger.refuse_foreign([*targets, self.uncertainty.path], "predict")
+        if any((self.path / name).exists() for name in ("images", "data", "train.txt")):
+            raise UserError(
+                f"{self.path} is a data set, and predictions in it would pass for its labels. Name another."
+            )
+        self.ledger.refuse_foreign([*targets, self.uncertainty.path])
         scans = {case.image.resolve() for case in cases}
         if found := [str(path) for path in targets if path.resolve() in scans]:
             raise UserError(f"predict would replace its own input, {', '.join(found)}. Name another folder.")
@@ -120,14 +124,24 @@ class RoundFolder:
         predicted_alone = self.prediction(name).is_file() and not self.label(name).is_file()
         return self.prediction(name) if predicted_alone else self.label(name)
 
-    def remove(self) -> None:
-        """Remove what a run wrote in this folder, and the folder if nothing else is in it."""
-        names = ["labels", "predictions", "uncertainty", "confidence", "copied", "work"]
-        files = [self.model, self.training_state, self.refinement, self.quality.path, self.uncertainty.path]
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove what a run wrote here about the cases ``names``, and the folders in which nothing else is left."""
+        kinds = [kind.name for kind in self.work("").folder.glob("*")]
+        for name in names:
+            maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
+            for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
+                remove(path)
         copies = self.path.glob(f"{self.path.name.replace('_', '')}_*.pth")
-        for path in [*(self.path / name for name in names), *files, *copies]:
+        for path in [
+            self.model,
+            self.training_state,
+            self.refinement,
+            self.quality.path,
+            self.uncertainty.path,
+            *copies,
+        ]:
             remove(path)
-        remove_if_empty(self.path)
+        remove_empty(self.path)
 
     def work(self, kind: str) -> WorkFiles:
         """Arrays that one stage writes for the next."""
@@ -157,7 +171,7 @@ class RunFolder:
         )
 
         self.problems = self.path / "problems.csv"
-        self.ledger = Ledger(self.path)
+        self.ledger = Ledger(self.path, "run")
 
     def ours(self) -> bool:
         """Whether a run of this package was begun here."""

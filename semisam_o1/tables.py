@@ -87,7 +87,7 @@ class CaseTable:
 
     def read(self) -> dict[str, dict[str, float]]:
         """All rows; empty if the file does not exist."""
-        trusted = self.path.exists() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
+        trusted = self.path.is_file() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
         try:
             rows = read_rows(self.path, self.columns) if trusted else []
         except ValueError as error:

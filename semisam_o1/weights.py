@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from semisam_o1.files import atomic_write
@@ -121,8 +121,9 @@ def convert_weights(source: str | Path, target: str | Path) -> int:
     tensors = {key: value for key, value in _state(stored, source).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{source} has no tensors under model_state_dict, state_dict or at its top.")
+    content = save({key: value.detach().clone().contiguous() for key, value in tensors.items()})
     with atomic_write(target) as aside:
-        save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, aside)
+        aside.write_bytes(content)
     return len(tensors)
 
 

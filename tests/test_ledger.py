@@ -21,7 +21,7 @@ def save(path, value, dtype=np.uint8, affine=AFFINE):
 
 @pytest.fixture
 def ledger(tmp_path):
-    return Ledger(tmp_path / "run")
+    return Ledger(tmp_path / "run", "predict")
 
 
 @pytest.fixture
@@ -115,10 +115,14 @@ def test_only_known_files_are_removed(ledger, label):
 
 
 def test_foreign_files_are_refused(ledger, label):
-    ledger.refuse_foreign([label, label.with_name("new.nii.gz")], "predict")
+    ledger.refuse_foreign([label, label.with_name("new.nii.gz")])
     save(label.with_name("b.nii.gz"), 1)
     with pytest.raises(UserError, match=r"predict would replace files that it did not write: .*b\.nii\.gz"):
-        ledger.refuse_foreign([label, label.with_name("b.nii.gz")], "predict")
+        ledger.refuse_foreign([label, label.with_name("b.nii.gz")])
+
+
+def test_what_another_command_wrote_is_foreign(ledger, label):
+    assert Ledger(ledger.folder, "demo-data").foreign([label]) == [label]
 
 
 def test_a_link_is_foreign(ledger, label, tmp_path):
@@ -140,7 +144,7 @@ def test_a_killed_process_that_had_put_its_version_in_place(ledger, label):
     save(aside, 2)
     ledger._expect(label, aside)
     aside.replace(label)
-    assert Ledger(ledger.folder).state(label) is State.OURS
+    assert Ledger(ledger.folder, "predict").state(label) is State.OURS
 
 
 def test_nothing_is_left_of_a_failure(ledger, label):

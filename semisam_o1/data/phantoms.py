@@ -214,11 +214,11 @@ def write_demo_data(
     out = folder_path(out)
     if cases < 3:
         raise DatasetError(f"{cases} demo cases: at least 3 are needed, for template, pool and test.")
-    ledger = Ledger(out)
+    ledger = Ledger(out, "demo-data")
     ledger.recover()
     ours = (ledger.path, ledger.reviewed)
     files = (path for path in out.rglob("*") if path.is_file() and not any(map(path.is_relative_to, ours)))
-    ledger.refuse_foreign(files, "demo-data")
+    ledger.refuse_foreign(files)
     for folder in ("images", "labels"):  # of another number of cases
         ledger.remove_below(out / folder)
     names = [f"phantom_{number:0{max(2, len(str(cases - 1)))}d}" for number in range(cases)]

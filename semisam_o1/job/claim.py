@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.files import PARTIAL, hdf5_names, remove
+from semisam_o1.files import PARTIAL, PARTIAL_NAME, hdf5_names, remove
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import DatasetError
 
@@ -24,6 +25,9 @@ def claim(run: RunFolder, cohort: Cohort) -> None:
     place = run.path.resolve()
     kept = {"the data set": cohort.root, "the working directory": Path.cwd(), "the home directory": Path.home()}
     kept |= {f"the scan {case.name}": case.image for case in cohort.cases}
+    for name in ("images", "labels", "data"):
+        if place.is_relative_to((cohort.root / name).resolve()):
+            raise DatasetError(f"{run.path} lies in the data set's folder {name}. Name a folder outside of it.")
     for what, path in kept.items():
         if path.resolve().is_relative_to(place):
             raise DatasetError(f"{run.path} contains {what}; expected a folder of its own for the run. Name another.")
@@ -36,12 +40,23 @@ def claim(run: RunFolder, cohort: Cohort) -> None:
             f"{run.path} was not begun by a run, but has {names}, which a run would replace. Nothing was written. "
             "Name another folder, or move these away."
         )
-    links = [path.name for path in present if path.is_symlink()]
+    links = sorted(str(path.relative_to(run.path)) for path in links_in(present))
     if links:
         raise DatasetError(
-            f"{run.path} has symbolic links in place of {', '.join(links)}: a run writes into no other folder. "
+            f"{run.path} has symbolic links in place of {', '.join(links[:5])}: a run writes into no other folder. "
             "Name another folder, or remove the links."
         )
+
+
+def links_in(paths: Iterable[Path]) -> Iterator[Path]:
+    """The symbolic links among ``paths`` and below them, but for those that `recover` removes."""
+    for path in paths:
+        if path.is_symlink():
+            yield path
+        elif path.is_dir():
+            for folder, folders, files in os.walk(path):
+                names = (name for name in (*folders, *files) if not PARTIAL_NAME.fullmatch(name))
+                yield from (found for name in names if (found := Path(folder, name)).is_symlink())
 
 
 def is_store(folder: Path) -> bool:
@@ -50,11 +65,14 @@ def is_store(folder: Path) -> bool:
     return not folder.is_symlink() and all(path.suffix == ".h5" and "tokens" in hdf5_names(path) for path in files)
 
 
-def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool) -> None:
+def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Iterable[str]) -> None:
     """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
 
     The partial results of an interrupted step stay if they fit the settings. What a person changed is kept, see
     `ledger`; what a run does not write stays.
+
+    Args:
+        names: the cases of this start and of the one before.
     """
     for path in (run.report, run.review, run.metrics):
         run.ledger.remove(path)
@@ -70,11 +88,12 @@ def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool) -> N
     for begun in unfinished:
         if begun.path.is_dir():
             log.info("removing %s of an earlier start", begun.path)
-            begun.remove()
+            begun.remove(names)
 
 
 def recover(run: RunFolder) -> None:
     """Remove what a killed process was writing, and put back or keep what it had moved aside."""
     run.ledger.recover()
     for partial in run.path.rglob(f"{PARTIAL}*"):
-        remove(partial)
+        if PARTIAL_NAME.fullmatch(partial.name):
+            remove(partial)

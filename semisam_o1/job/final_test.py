@@ -94,7 +94,7 @@ def score_cases(
     """Rows with COLUMNS, one for each case and foreground class. ``save``: folder for image, truth and prediction."""
     if ledger is not None:
         files = [save / f"{case.name}_{kind}.nii.gz" for case in cases for kind in ("img", "lab", "pred")]
-        ledger.refuse_foreign([*files, ledger.folder / TABLE], "test")
+        ledger.refuse_foreign([*files, ledger.folder / TABLE])
     rows = []
     for number, case in enumerate(cases, start=1):
         label = predict(case)
@@ -185,7 +185,7 @@ def final_test(
         models = iter([(Path(weights).name, published_predictor(network, device), classes)])
     else:
         models = run_predictors(run, device)
-    ledger = None if save is None else Ledger(save)
+    ledger = None if save is None else Ledger(save, "test")
     texts, rows = [], []
     for name, predict, classes in models:
         folder = None if save is None else (save if weights is not None else save / name.replace(" ", "_"))

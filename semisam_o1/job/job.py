@@ -66,7 +66,7 @@ class Job:
             complete = all(stage.name in journal.done for stage in self._stages(settle=False))
             again = lacking(self, journal.done, complete)
             if not complete:
-                remove_stale(self.run_folder, journal.done, journal.half_done_fits)
+                remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
             for stage in self._stages():
                 if stage.name not in journal.done:
                     self._work(stage)

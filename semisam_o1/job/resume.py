@@ -36,6 +36,7 @@ FREE = (
 )
 
 
+SCAN = re.compile("cohort#(pool|val|test|template) ")  # start of the id of a scan; its name follows
 STEP = re.compile(r"(features|propagation|round_[1-9]\d{0,5})(/\w+)?")  # that a run can be restarted from
 MOST_CAUSES = 5  # changed settings listed in a message
 
@@ -73,6 +74,11 @@ class Journal:
         self.done: list[str] = []
         self.half_done_fits = False  # whether the partial results of the first unfinished step may be used
 
+    @property
+    def names(self) -> set[str]:
+        """The cases of this start and of the one before."""
+        return {id.partition(" ")[2] for id in (*self.settings, *self.kept.get("settings", {})) if SCAN.match(id)}
+
     def open(self, restart_from: str | None = None) -> bool:
         """Read the finished steps of an earlier start; False if there is none.
 
@@ -88,6 +94,8 @@ class Journal:
                 raise DatasetError(f"restart_from '{restart_from}': no run was begun in {self.run.path}.")
             return False
         self.done = list(kept["done"])
+        if not all(isinstance(step, str) and STEP.fullmatch(step) for step in self.done):
+            raise DatasetError(f"{self.run.journal} is damaged: 'done' has no names of steps. Restore it.")
         if restart_from is not None:
             if (number := round_of(restart_from)) > round_of(self.done[-1] if self.done else "") + 1:
                 raise DatasetError(f"restart_from '{restart_from}': the run has not reached round {number} yet.")
@@ -146,7 +154,7 @@ def without_path(value: Any) -> Any:
 
 def is_scan(id: str) -> bool:
     """Whether ``id`` stands for the image of a scan that is no template."""
-    return bool(re.match(r"cohort#(pool|val|test) ", id))
+    return bool(SCAN.match(id)) and not id.startswith("cohort#template ")
 
 
 def fingerprints(files: Mapping[str, Path], known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -155,7 +163,7 @@ def fingerprints(files: Mapping[str, Path], known: Mapping[str, Any]) -> dict[st
     for id, path in files.items():
         seen = path.stat()
         place = {"bytes": seen.st_size, "changed_ns": seen.st_mtime_ns}
-        earlier = known.get(id, {})
+        earlier = known.get(id) if isinstance(known.get(id), dict) else {}
         same = {key: earlier.get(key) for key in place} == place
         found[id] = place | {"sha256": earlier.get("sha256") if same else checksum(path)}
     return found

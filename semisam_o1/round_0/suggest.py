@@ -26,6 +26,7 @@ from semisam_o1.runfolder import folder_path
 from semisam_o1.types import Case, DatasetError, Tokens
 
 log = logging.getLogger("semisam_o1")
+COMMAND = "suggest-template"
 
 
 class Suggestion(NamedTuple):
@@ -88,7 +89,7 @@ def suggest_template(
         DatasetError: there are no scans, or one of ``given`` does not exist.
     """
     page = folder_path(output_dir) / "suggestion.html"
-    Ledger(page.parent).refuse_foreign([page], "suggest-template")
+    Ledger(page.parent, COMMAND).refuse_foreign([page])
     cases = images_alone(dataset_dir)
     names = [case.name for case in cases]
     if unknown := [name for name in given if name not in names]:
@@ -164,5 +165,5 @@ def write_page(
         png = case_picture(scan, np.zeros(scan.shape, int), None, sizes, {})
         suggestions.append({**suggestion._asdict(), "png": png, "reason": reason(suggestion, scores)})
     page = render("suggestion.html.j2", suggestions=suggestions, given=given, total=len(cases))
-    with Ledger(path.parent).writing(path) as aside:
+    with Ledger(path.parent, COMMAND).writing(path) as aside:
         write_text(aside, page)

@@ -89,7 +89,7 @@ def corrected(path):
 
 
 def test_the_same_command_keeps_a_correction(run, phantom_dir, copied, capfd):
-    path = sorted((copied / "pseudo_labels").iterdir())[0]
+    path = min((copied / "pseudo_labels").iterdir())
     voxels = corrected(path)
     for _ in range(2):
         assert start(phantom_dir, copied) == 0
@@ -100,7 +100,7 @@ def test_the_same_command_keeps_a_correction(run, phantom_dir, copied, capfd):
 
 @pytest.mark.slow
 def test_a_restart_keeps_a_correction_aside(phantom_dir, copied):
-    path = sorted((copied / "pseudo_labels").iterdir())[0]
+    path = min((copied / "pseudo_labels").iterdir())
     voxels = corrected(path)
     command = ["run", str(phantom_dir), "--output", str(copied), "--restart-from", "round_2", "--device", "cpu"]
     assert main([*command, *small(max_iterations=8)]) == 2  # stale from round 1 on: nothing is touched
@@ -129,7 +129,7 @@ def test_results_that_are_gone_are_made_again(run, phantom_dir, copied, gone, ca
     if gone == "round_2":
         shutil.rmtree(folder)
     else:
-        sorted(folder.iterdir())[0].unlink()
+        min(folder.iterdir()).unlink()
     assert start(phantom_dir, copied) == 0
     for made in ("round_0/labels", "round_0/copied", "round_1/predictions", "round_1/labels", "pseudo_labels"):
         assert_same_labels(run / made, copied / made)

@@ -51,7 +51,7 @@ def test_a_whole_run(golden, three_cases, tmp_path):
         3,
         "given",
         tmp_path / "out",
-        Ledger(tmp_path / "out"),
+        Ledger(tmp_path / "out", "test"),
     )
     (tmp_path / "out" / "written.json").unlink()
     np.testing.assert_allclose([[row[name] for name in MEASURES] for row in rows], found["run/rows"], atol=1e-6)
