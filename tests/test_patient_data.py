@@ -1,0 +1,135 @@
+"""What stands inside files, in paths, and in names under pseudonyms reaches nothing that is written."""
+
+import csv
+import gzip
+import shutil
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from semisam_o1.cli import main
+from semisam_o1.data.pseudonyms import Pseudonyms
+from semisam_o1.types import DatasetError
+from tests.jobs import small
+
+SECRET = "MUELLER^ANNA"
+
+
+def planted(path: Path) -> None:
+    """Write ``SECRET`` into every text field of a NIfTI header, and an extension."""
+    image = nibabel.load(path)
+    header = image.header
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        header[field] = SECRET.encode()
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", SECRET.encode()))
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, header), path)
+
+
+def as_nrrd(path: Path, suffix: str) -> None:
+    """The same scan as NRRD or MHA, with ``SECRET`` among its key values."""
+    image = sitk.ReadImage(str(path))
+    for key in ("PatientName", "InstitutionName"):
+        image.SetMetaData(key, SECRET)
+    sitk.WriteImage(image, str(path.with_name(path.name.replace(".nii.gz", suffix))))
+    path.unlink()
+
+
+def text_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    return content + path.name.encode()
+
+
+def who_names(folder: Path, text: str) -> set[str]:
+    """The files in ``folder`` that contain ``text``, in their names too, compressed ones unpacked."""
+    return {path.name for path in folder.rglob("*") if path.is_file() and text.encode() in text_of(path)}
+
+
+@pytest.fixture(scope="module")
+def cohort(phantom_dir, tmp_path_factory):
+    """Phantoms of a patient whose name stands in every text field, in the folder's name and in file names."""
+    data = tmp_path_factory.mktemp("clinic") / SECRET / "data"
+    shutil.copytree(phantom_dir, data)
+    for file in sorted(data.glob("*/*.nii.gz")):
+        planted(file)
+        file.rename(file.with_name(file.name.replace("phantom", "MUELLER")))
+    for name in ("train", "val", "test"):
+        (data / f"{name}.txt").write_text((data / f"{name}.txt").read_text().replace("phantom", "MUELLER"))
+    as_nrrd(data / "images" / "MUELLER_01.nii.gz", ".nrrd")
+    as_nrrd(data / "images" / "MUELLER_02.nii.gz", ".mha")
+    return data
+
+
+@pytest.fixture(scope="module")
+def made(cohort, tmp_path_factory):
+    """A run under pseudonyms, its key, and what it printed is not kept."""
+    folder = tmp_path_factory.mktemp("pseudonyms")
+    command = ["run", str(cohort), "--output", str(folder / "run"), "--pseudonyms", str(folder / "key.csv")]
+    assert main([*command, "--template", "MUELLER_00", "--device", "cpu", *small(num_rounds=1)]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_what_stands_inside_files_and_in_paths_is_in_run_json_alone(made):
+    assert who_names(made / "run", "ANNA") == {"run.json"}  # as part of the data set's path
+
+
+@pytest.mark.slow
+def test_pseudonyms_replace_names_everywhere(made):
+    assert who_names(made / "run", "MUELLER_") == set()
+    rows = list(csv.DictReader((made / "key.csv").open()))
+    assert {row["case"] for row in rows} == {f"MUELLER_0{n}" for n in range(5)}
+    assert {path.name for path in (made / "run" / "pseudo_labels").iterdir()} == {
+        f"{row['pseudonym']}.nii.gz" for row in rows if row["case"] in ("MUELLER_01", "MUELLER_02")
+    }
+
+
+@pytest.mark.slow
+def test_later_commands_take_the_key(made, cohort, tmp_path, capsys):
+    run, key = made / "run", str(made / "key.csv")
+    assert main(["evaluate", str(run), str(cohort)]) == 2
+    assert "--pseudonyms" in capsys.readouterr().err
+    assert main(["evaluate", str(run), str(cohort), "--pseudonyms", key]) == 0
+    scan = str(cohort / "images" / "MUELLER_01.nrrd")
+    command = ["predict", scan, "--run", str(run), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*command, "--pseudonyms", key]) == 0
+    assert who_names(tmp_path / "out", "MUELLER") == set()
+
+
+def test_a_key_is_kept_and_extended(tmp_path):
+    key = tmp_path / "key.csv"
+    key.write_text("case,pseudonym\nanna,p-17\n")
+    pseudonyms = Pseudonyms(key)
+    assert (pseudonyms("anna"), pseudonyms("berta")) == ("p-17", "scan_0002")
+    pseudonyms.write()
+    assert Pseudonyms(key).key == {"anna": "p-17", "berta": "scan_0002"} and Pseudonyms(key).name("p-17") == "anna"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "name,other\na,b\n", "case,pseudonym\na,x\nb,x\n", "case,pseudonym\na,../x\n", "case,pseudonym\na\n"]
+)
+def test_a_key_that_cannot_serve_is_refused(tmp_path, text):
+    (tmp_path / "key.csv").write_text(text)
+    with pytest.raises(DatasetError, match="pseudonyms .*key.csv"):
+        Pseudonyms(tmp_path / "key.csv")
+
+
+def test_reasons_name_the_case_alone(cohort, tmp_path):
+    """A scan that cannot be read: its path and file name are in no reason."""
+    from semisam_o1.data.datasets import open_cohort
+
+    data = shutil.copytree(cohort, tmp_path / "data")
+    (data / "images" / "MUELLER_01.nrrd").write_bytes(b"NRRD0004\ntype: float\n")
+    found = open_cohort(data, pseudonyms=tmp_path / "key.csv")
+    (reason,) = found.set_aside.values()
+    assert "MUELLER" not in reason and list(found.set_aside)[0].startswith("scan_")
+
+
+def test_the_store_of_features_has_no_paths(made):
+    for path in (made / "run" / "features").glob("*.h5"):
+        with h5py.File(path) as file:
+            assert "ANNA" not in str(dict(file.attrs))
