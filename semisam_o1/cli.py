@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="segment new scans with a trained model")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder of a finished run")
+    source.add_argument("--run", type=Path, help="folder of a finished run; its bundle is code: use your own or trusted")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     predict.add_argument(
         "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
@@ -207,7 +207,7 @@ def _pseudonyms(command: argparse.ArgumentParser) -> None:
 
 def _setting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    text = "override any id of the config, e.g. max_iterations=2000 train#optimizer#weight_decay=0"
+    text = "override any id of the config, e.g. max_iterations=2000; a value that begins with $ is run as Python"
     command.add_argument(
         "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend", help=text
     )
