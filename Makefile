@@ -12,16 +12,17 @@ READY := $(VENV)/.ready
 # Enough for made-up scans, in under five minutes on two cores.
 DEMO_ARGS ?= --rounds 2 --set max_iterations=650 first_round_factor=1 learning_rate=0.005 pool_batch=1 affine_prob=0.4 view_turn=0
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 300
 CODE := semisam_o1 tests benchmarks docs setup.py
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo bench wheel dist clean
+.PHONY: help setup check test fuzz demo bench wheel dist clean
 
 help:  ## what there is (this list)
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | \
 	    while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
-	@echo '  Settings: PYTHON=python3.11  PYTEST_ARGS="-k mind"  DEMO_ARGS="--rounds 1"  BENCH_ARGS=...'
+	@echo '  Settings: PYTHON=python3.11  PYTEST_ARGS="-k mind"  FUZZ_SECONDS=60  DEMO_ARGS="--rounds 1"  BENCH_ARGS=...'
 
 setup: $(READY)  ## makes .venv with pinned versions; does nothing while it is up to date
 
@@ -51,6 +52,10 @@ test: setup  ## every test; PYTEST_ARGS="-m 'not slow'" leaves the long ones out
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.coverage $(if $(PYTEST_ARGS),--report-only)
+
+# A wrong end is printed with its seed: python -m tests.hostile.fuzz --seed SEED --only FAMILY/NAME tries it again.
+fuzz: setup  ## bad inputs and faults with new seeds, for FUZZ_SECONDS (300)
+	$(BIN)/python -m tests.hostile.fuzz --seconds $(FUZZ_SECONDS)
 
 demo: setup  ## the whole job on a small phantom cohort, made in demo/data; results in demo/run
 	$(BIN)/semisam-o1 demo-data demo/data

@@ -1,0 +1,1 @@
+"""Bad inputs and faults by family, and the harness that tries them."""

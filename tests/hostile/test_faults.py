@@ -1,0 +1,147 @@
+"""Kills, signals and faults of the machine in a whole job; afterwards the same command makes the same labels."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from semisam_o1.cli import main
+from tests.hostile.trials import SETTINGS, make_stock
+from tests.jobs import start
+
+SOURCE = Path(__file__).with_name("fail.c")
+FAULTS = {  # name -> call, and how many calls fail: a disk stays full, an error of a disk may pass
+    "ENOSPC": ("write", 10**9),
+    "EDQUOT": ("write", 10**9),
+    "EIO": ("write", 1),
+    "EACCES": ("open", 10**9),
+    "EROFS": ("open", 10**9),
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def stock(made_once):
+    return make_stock(made_once("hostile", make_stock))
+
+
+@pytest.fixture(scope="session")
+def fail(made_once) -> Path:
+    """The library of `fail.c`."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler, cc")
+
+    def make(folder: Path) -> None:
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "fail.so", SOURCE, "-ldl"], check=True)
+
+    return made_once("fail", make) / "fail.so"
+
+
+@pytest.fixture
+def job(stock, tmp_path):
+    """The words of a command that runs a whole job into a new folder."""
+    return ["run", str(stock.data), "--output", str(tmp_path / "run"), *SETTINGS]
+
+
+def assert_ends_as_undisturbed(job, stock):
+    assert main(job) == 0
+    made = {path.name: path.read_bytes() for path in (Path(job[3]) / "pseudo_labels").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (stock.run / "pseudo_labels").iterdir()}
+
+
+def assert_a_clear_line(text: str, *words: str):
+    assert "Traceback" not in text, text[-3000:]
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("semisam-o1: ") and all(word in last for word in words), text[-3000:]
+
+
+def finished_steps(job) -> list[str]:
+    journal = Path(job[3]) / "progress.json"
+    return json.loads(journal.read_text())["done"] if journal.exists() else []
+
+
+def wait_for(job, step: str, process) -> None:
+    while step not in finished_steps(job):
+        assert process.is_alive()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_disk(name, fail, job, stock):
+    call, count = FAULTS[name]
+    first = random.Random(name).randrange(10, 60)
+    fault = {"FOLDER": job[3], "CALL": call, "ERRNO": getattr(errno, name), "FIRST": first, "COUNT": count}
+    environment = os.environ | {f"HOSTILE_{key}": str(value) for key, value in fault.items()}
+    environment |= {"LD_PRELOAD": str(fail), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "semisam_o1.cli", *job]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert_a_clear_line(done.stderr, job[3])
+    assert_ends_as_undisturbed(job, stock)
+
+
+def start_with_little_memory(most: int, *arguments) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    start(*arguments)
+
+
+def in_use() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("more", [20, 60])
+def test_too_little_memory(more, process, job, stock, tmp_path):
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    context = multiprocessing.get_context("forkserver")
+    begun = context.Process(target=start_after_measuring, args=(more << 20, job, out, err))
+    begun.start()
+    begun.join(120)
+    assert begun.exitcode in (0, 2), err.read_text()[-3000:]
+    if begun.exitcode == 2:
+        assert_a_clear_line(err.read_text(), "memory")
+    assert_ends_as_undisturbed(job, stock)
+
+
+def start_after_measuring(more: int, *arguments) -> None:
+    start_with_little_memory(in_use() + more, *arguments)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", ["features", "propagation/first", "round_1/training"])
+def test_a_signal(number, status, step, process, job, stock, tmp_path):
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    begun = process(job, out, err)
+    wait_for(job, step, begun)
+    os.kill(begun.pid, number)
+    begun.join(5)
+    assert begun.exitcode == status, err.read_text()[-3000:]
+    assert_a_clear_line(err.read_text(), "give the same command again")
+    assert_ends_as_undisturbed(job, stock)
+
+
+def test_ten_kills(process, job, stock, tmp_path):
+    chance, kills = random.Random(0), 0
+    while kills < 10:
+        begun = process(job, tmp_path / "out.txt", tmp_path / "err.txt")
+        begun.join(chance.uniform(0.2, 3))
+        if begun.is_alive():
+            begun.kill()
+            begun.join()
+        if begun.exitcode == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert begun.exitcode == 0, (tmp_path / "err.txt").read_text()[-3000:]
+            assert_ends_as_undisturbed(job, stock)
+            shutil.rmtree(job[3])
+    assert_ends_as_undisturbed(job, stock)
