@@ -41,10 +41,6 @@ def locked(place: Place):
     return FileLock(place.run / ".lock")
 
 
-def with_run(place: Place) -> None:
-    place.run
-
-
 def step_back(place: Place) -> None:
     """The last round is not finished yet."""
     shutil.rmtree(place.run / "round_2")
@@ -57,15 +53,15 @@ def of(name: str, spoil, command, fault, *ends: str, check=None) -> Trial:
 TRIALS = [
     *(of(f"file_size_{n}", leave, FIRST, file_size(1, 20_000), REFUSED, RIGHT) for n in range(4)),
     *(of(f"file_size_again_{n}", step_back, AGAIN, file_size(100, 6_000_000), REFUSED, RIGHT) for n in range(3)),
-    of("file_size_predict", with_run, PREDICT, file_size(1, 300), REFUSED),
+    of("file_size_predict", leave, PREDICT, file_size(1, 300), REFUSED),
     of("file_size_demo", leave, ("demo-data", "{out}", "--cases", "3"), file_size(1, 3000), REFUSED),
     of("file_size_suggest", leave, ("suggest-template", "{data}", "--output", "{out}"), file_size(1, 3000), REFUSED),
-    of("file_size_convert", with_run, ("convert-weights", "{run}/round_2/model.pt", "{out}.safetensors"),
+    of("file_size_convert", leave, ("convert-weights", "{run}/round_2/model.pt", "{out}.safetensors"),
        file_size(1, 300), REFUSED),
-    of("file_size_evaluate", with_run, ("evaluate", "{run}", "{data}"), file_size(1, 100), REFUSED),
+    of("file_size_evaluate", leave, ("evaluate", "{run}", "{data}"), file_size(1, 100), REFUSED),
     *(of(f"open_files_{n}", leave, FIRST, open_files, REFUSED, RIGHT) for n in range(3)),
     of("open_files_validate", leave, ("validate", "{data}"), open_files, REFUSED, RIGHT),
-    of("open_files_predict", with_run, PREDICT, open_files, REFUSED, RIGHT),
-    of("locked", with_run, AGAIN, locked, REFUSED),
-    of("nothing", with_run, AGAIN, None, RIGHT, check=same_labels),
+    of("open_files_predict", leave, PREDICT, open_files, REFUSED, RIGHT),
+    of("locked", leave, AGAIN, locked, REFUSED),
+    of("nothing", leave, AGAIN, None, RIGHT, check=same_labels),
 ]  # fmt: skip

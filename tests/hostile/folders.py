@@ -24,6 +24,7 @@ from tests.hostile.trials import (
     TEST,
     Place,
     Trial,
+    leave,
     same_labels,
 )  # fmt: skip
 
@@ -139,7 +140,8 @@ DELETED = [
     "round_0/quality.csv", "round_0/work", "round_0", "features", "round_1/model.pt",
     "round_1/predictions/phantom_01.nii.gz", "round_1/uncertainty/phantom_02.nii.gz", "round_1/uncertainty.csv",
     "round_1/labels", "round_1/refinement.json", "round_1/quality.csv", "round_1", "round_2/model.pt",
-    "round_2/predictions/phantom_02.nii.gz", "round_2/predictions", "round_2", "pseudo_labels/phantom_01.nii.gz", "pseudo_labels", "bundle/models/model.pt", "bundle", "report.html",
+    "round_2/predictions/phantom_02.nii.gz", "round_2/predictions", "round_2",
+    "pseudo_labels/phantom_01.nii.gz", "pseudo_labels", "bundle/models/model.pt", "bundle", "report.html",
     "review.csv", "metrics.csv", "run.json", "written.json",
 ]  # fmt: skip
 
@@ -281,7 +283,6 @@ def users_file_at(name: str, word: str = "out") -> Callable[[Place], None]:
     """A user's file where a command would write; nothing of it may change."""
 
     def spoil(place: Place) -> None:
-        place.run
         path = place.user / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(place.label(POOL), path)
@@ -292,7 +293,6 @@ def users_file_at(name: str, word: str = "out") -> Callable[[Place], None]:
 
 
 def output_is_data(place: Place) -> None:
-    place.run
     place.words["out"] = str(place.data)
 
 
@@ -310,7 +310,6 @@ def output_is_run(place: Place) -> None:
 
 def own_output(place: Place) -> None:
     """The input lies where the output would."""
-    place.run
     path = place.user / "labels" / "a.nii.gz"
     path.parent.mkdir()
     shutil.copyfile(place.image(TEST), path)
@@ -325,7 +324,6 @@ def own_output_by_link(place: Place) -> None:
 
 def images_of(change: Callable[[Path, Place], None]) -> Callable[[Place], None]:
     def spoil(place: Place) -> None:
-        place.run
         change(place.image(POOL), place)
 
     return spoil
@@ -353,7 +351,6 @@ TEST_RUN = ("test", "{data}", "--run", "{run}", "--save-pred", "{out}", "--devic
 
 
 def template_changed(place: Place) -> None:
-    place.run
     volume(lambda array: np.roll(array, 1, 0))(place.label(TEMPLATE), place)
 
 
@@ -370,7 +367,8 @@ TRIALS = [
     of("deleted_both_records", deleted("progress.json", "run.json"), AGAIN, REFUSED),
     *(of(f"foreign_{name}", with_file(name), FIRST, REFUSED) for name in (
         "pseudo_labels/a.nii.gz", "report.html", "review.csv", "metrics.csv", "features/mine.h5",
-        "round_0/labels/a.nii.gz", "round_1/mine.txt", "round_7/mine.txt", "bundle/mine.txt", "reviewed/a.nii.gz", "written.json", "run.json",
+        "round_0/labels/a.nii.gz", "round_1/mine.txt", "round_7/mine.txt", "bundle/mine.txt",
+        "reviewed/a.nii.gz", "written.json", "run.json",
         "progress.json", "problems.csv",
     )),
     *(of(f"beside_{name}", beside(name), FIRST, RIGHT, REFUSED) for name in (
@@ -431,12 +429,12 @@ TRIALS = [
     of("test_file", output_at("{user}/notes.txt"), TEST_RUN, REFUSED),
     of("convert_over", users_file_at("mine.safetensors"),
        ("convert-weights", "{run}/round_2/model.pt", "{user}/mine.safetensors"), REFUSED),
-    of("convert_no_folder", lambda place: place.run,
+    of("convert_no_folder", leave,
        ("convert-weights", "{run}/round_2/model.pt", "{user}/notes.txt/a.safetensors"), REFUSED),
     of("evaluate_other_data", lambda place: shutil.rmtree(place.data / "labels"), EVALUATE, REFUSED),
-    of("evaluate_no_data", lambda place: (place.run, shutil.rmtree(place.data)), EVALUATE, REFUSED),
-    of("data_gone", lambda place: (place.run, shutil.rmtree(place.data)), AGAIN, REFUSED),
-    of("one_scan_gone", lambda place: (place.run, place.image(POOL).unlink()), AGAIN, RIGHT, ASIDE, REFUSED),
+    of("evaluate_no_data", lambda place: shutil.rmtree(place.data), EVALUATE, REFUSED),
+    of("data_gone", lambda place: shutil.rmtree(place.data), AGAIN, REFUSED),
+    of("one_scan_gone", lambda place: place.image(POOL).unlink(), AGAIN, RIGHT, ASIDE, REFUSED),
     of("template_changed", template_changed, AGAIN, REFUSED),
-    of("other_settings", lambda place: place.run, (*AGAIN, "feature_voxels=1500"), REFUSED),
+    of("other_settings", leave, (*AGAIN, "feature_voxels=1500"), REFUSED),
 ]  # fmt: skip

@@ -87,7 +87,6 @@ def as_image(name: str):
     def spoil(place: Place) -> None:
         path = place.image(TEST).rename(place.image(TEST).with_name(f"{name}.nii.gz"))
         place.words["image"] = str(path)
-        place.run
 
     return spoil
 
@@ -102,7 +101,6 @@ def as_data(name: str):
 
 def as_output(name: str):
     def spoil(place: Place) -> None:
-        place.run
         place.out = place.root / "out" / name
         place.words["out"] = str(place.out)
 
@@ -118,7 +116,6 @@ def as_run(name: str):
 
 def as_word(name: str):
     def spoil(place: Place) -> None:
-        place.run
         place.words["name"] = name
 
     return spoil

@@ -94,8 +94,7 @@ OPTIONS = {
 MAY_BE_RIGHT = ("demo_seed",)
 
 
-def prepared(place: Place) -> None:
-    place.run
+def with_root(place: Place) -> None:
     place.words["root"] = str(place.root)
 
 
@@ -121,7 +120,7 @@ TRIALS = [
         Trial(
             "settings",
             f"option_{name}",
-            prepared,
+            with_root,
             command,
             (REFUSED, RIGHT) if name in MAY_BE_RIGHT else (REFUSED,),
         )

@@ -181,6 +181,8 @@ def attempt(trial: Trial, stock: Stock, folder: Path, seed: int = 0) -> End:
     """Try ``trial`` in ``folder``, which is removed afterwards."""
     place = Place(folder, stock, random.Random(f"{seed} {trial.id}"))
     try:
+        if any("{run}" in word for word in trial.command):
+            _ = place.run
         trial.spoil(place)
         before = place.state()
         status, said, faults = _command([word.format(**place.words) for word in trial.command], place, trial.fault)
