@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 # OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
 # A short spin suits both. OpenMP reads these variables when torch is imported.
@@ -28,7 +28,7 @@ from semisam_o1.literals import as_config, printable
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
-    from monai.bundle import ConfigWorkflow
+    from monai.bundle import ConfigParser, ConfigWorkflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
@@ -50,12 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         text = plainly(error)
         if text is None:
             raise
-        print(f"semisam-o1: {printable(text)}", file=sys.stderr)
+        say(f"semisam-o1: {text}", sys.stderr)
         _write_the_rest(next((part.problems for part in chain(error) if hasattr(part, "problems")), ()))
         return 2
     except KeyboardInterrupt as stop:
-        print(f"semisam-o1: stopped. {GO_ON}", file=sys.stderr)
+        say(f"semisam-o1: stopped. {GO_ON}", sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print ``text`` without the control characters that a path or name may have."""
+    print(printable(text), file=file or sys.stdout)
 
 
 def _write_the_rest(problems: Sequence) -> None:
@@ -65,7 +70,7 @@ def _write_the_rest(problems: Sequence) -> None:
     if problems and left_out(problems):
         names = (f"problems_{number}.csv" if number else "problems.csv" for number in itertools.count())
         path = write_problems(next(name for name in names if not os.path.lexists(name)), problems)
-        print(f"all problems: {path}", file=sys.stderr)
+        say(f"all problems: {path}", sys.stderr)
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -95,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="segment new scans with a trained model")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     source = predict.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder of a finished run; its bundle is code: use your own or trusted")
+    source.add_argument("--run", type=Path, help="folder of a finished run; its bundle is code: use one you trust")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     predict.add_argument(
         "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
@@ -157,8 +162,8 @@ def parser() -> argparse.ArgumentParser:
 
 def folder(text: str) -> Path:
     """Parse the path of results."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty text; expected a path")
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("an empty text, or one with a null byte; expected a path")
     return Path(text)
 
 
@@ -231,7 +236,7 @@ def overrides(options: argparse.Namespace) -> dict:
             raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
         try:
             changed[name] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of too many digits
             changed[name] = value
     return changed
 
@@ -244,23 +249,35 @@ def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str =
     """
     from monai.bundle import ConfigWorkflow
 
-    from semisam_o1.job.kinds import refuse_unknown, refuse_wrong
+    from semisam_o1.job.kinds import refuse_wrong
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns about overlays in folders
     log_file = str(CONFIGS / "logging.conf")
     made = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
-    for name, value in changed.items():
-        if name == "preset":
-            raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
-        if name not in made.parser:
-            refuse_unknown([name.split("#")[0]], made.parser.get(), ())
-        above, _, last = name.rpartition("#")
-        group = made.parser.get(above) if above else None
-        if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
-            raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
     refuse_wrong(changed)
-    made.parser.update(changed)
+    for name, value in changed.items():
+        try:
+            _change(made.parser, name, value)
+        except UserError:
+            raise
+        except Exception as error:  # MONAI raises many kinds for an id that leads nowhere
+            raise DatasetError(f"--set {name}={value}: the config cannot take it ({error}).") from error
     return made
+
+
+def _change(parser: ConfigParser, name: str, value: Any) -> None:
+    """Set the id ``name`` of a config, which must have it."""
+    from semisam_o1.job.kinds import refuse_unknown
+
+    if name == "preset":
+        raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
+    if name not in parser:
+        refuse_unknown([name.split("#")[0]], parser.get(), ())
+    above, _, last = name.rpartition("#")
+    group = parser.get(above) if above else None
+    if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
+        raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
+    parser.update({name: value})
 
 
 def _execute(workflow) -> None:
@@ -324,10 +341,10 @@ def _predict(options) -> int:
         trained_config(run)  # raises an error if there is none
         config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", as_config(run.bundle)
     _execute(workflow([config], "run", changed | overrides(options), "infer"))
-    print(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
+    say(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")
     left_out = sorted({case.name for case in cases} - set(found.uncertainty.read()))
     if left_out:
-        print(f"left out, {len(left_out)} of {len(cases)}: {', '.join(left_out)}", file=sys.stderr)
+        say(f"left out, {len(left_out)} of {len(cases)}: {', '.join(left_out)}", sys.stderr)
     return int(bool(left_out))
 
 
@@ -343,14 +360,14 @@ def _test(options) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     set_up(0, None, device)
     inputs = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
-    print(final_test(*inputs, device))
+    say(final_test(*inputs, device))
 
 
 def _evaluate(options) -> None:
     from semisam_o1.job.evaluate import evaluate_run
 
     changed = overrides(options)
-    print(evaluate_run(options.run, options.dataset_dir, options.split, changed, options.pseudonyms))
+    say(evaluate_run(options.run, options.dataset_dir, options.split, changed, options.pseudonyms))
 
 
 def _validate(options) -> None:
@@ -366,20 +383,23 @@ def _validate(options) -> None:
         settings["num_rounds"] = config.setting("most_rounds")
     scans = config.setting("labelled_batch") + config.setting("pool_batch")
     _write_the_rest(config.cohort.problems)
-    print(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
+    say(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
 
 
 def _suggest(options) -> None:
+    from semisam_o1.job.kinds import refuse_wrong
     from semisam_o1.round_0.suggest import suggest_template
 
+    if options.spacing:
+        refuse_wrong({"spacing": options.spacing if len(options.spacing) > 1 else options.spacing[0]})
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = suggest_template(
         options.dataset_dir, options.output, options.top, options.given, spacing=options.spacing, seed=options.seed
     )
-    print(f"{'rank':>4}  {'distance':>8}  case")
+    say(f"{'rank':>4}  {'distance':>8}  case")
     for suggestion in found:
-        print(f"{suggestion.rank:4}  {suggestion.distance:8.4f}  {suggestion.case}")
-    print(f"pictures and reasons: {options.output / 'suggestion.html'}")
+        say(f"{suggestion.rank:4}  {suggestion.distance:8.4f}  {suggestion.case}")
+    say(f"pictures and reasons: {options.output / 'suggestion.html'}")
 
 
 def _convert(options) -> None:
@@ -387,13 +407,13 @@ def _convert(options) -> None:
 
     if os.path.lexists(options.output):
         raise DatasetError(f"{options.output} exists. Name another file.")
-    print(f"{convert_weights(options.checkpoint, options.output)} tensors: {options.output}")
+    say(f"{convert_weights(options.checkpoint, options.output)} tensors: {options.output}")
 
 
 def _demo_data(options) -> None:
     from semisam_o1.data.phantoms import write_demo_data
 
-    print(f"data set: {write_demo_data(options.output, options.cases, options.seed)}")
+    say(f"data set: {write_demo_data(options.output, options.cases, options.seed)}")
 
 
 if __name__ == "__main__":

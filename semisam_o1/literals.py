@@ -6,6 +6,7 @@ a file, and ``#`` separates the parts of an id. Names of cases, files and classe
 
 from __future__ import annotations
 
+import logging
 from pathlib import PurePath
 from typing import Any
 
@@ -44,6 +45,13 @@ def harmless(text: str) -> str:
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a case or class: printable, not blank, not too long."""
     return bool(text.strip()) and text.isprintable() and len(text) <= LONGEST_NAME
+
+
+class PlainFormatter(logging.Formatter):
+    """Of the log: without the control characters that a path or name may have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def printable(text: str, most: int | None = None) -> str:

@@ -33,7 +33,7 @@ class Pseudonyms:
                 raise DatasetError(f"pseudonyms {self.path}: no table with columns case,pseudonym ({error})") from error
         self.key: dict[str, str] = {row["case"]: row["pseudonym"] for row in rows}
         given = list(self.key.values())
-        if len(set(given)) < len(given) or not all(re.fullmatch(r"[\w.-]+", name) for name in given):
+        if len(set(given)) < len(given) or not all(re.fullmatch(r"\w[\w.-]*", name) for name in given):
             raise DatasetError(f"pseudonyms {self.path}: expected one of its own for each case, of letters and digits.")
 
     def __call__(self, name: str) -> str:

@@ -29,7 +29,7 @@ BAD = {
     "template": ["5", "nobody", "[5]", '{"a": 1}'],
     "image_key": ["5", "[]"],
     "device": ["abc", "cuda:99", "-1", "5", "[]"],
-    "pool_batch": ["0", "-1", "abc", "1.5"],
+    "pool_batch": ["-1", "abc", "1.5"],
     "metric_definition": ["abc", "5"],
     "feature_dtype": ["int8", "abc", "5"],
     "feature_overlap": ["-1", "1", "abc"],
