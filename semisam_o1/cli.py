@@ -24,7 +24,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
-from semisam_o1.literals import as_config, printable
+from semisam_o1.literals import as_config, printable, printable_log
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     of a traceback. 130, 143: stopped by Ctrl-C or SIGTERM.
     """
     options = parser().parse_args(arguments)
+    printable_log()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     try:

@@ -47,11 +47,14 @@ def is_name(text: str) -> bool:
     return bool(text.strip()) and text.isprintable() and len(text) <= LONGEST_NAME
 
 
-class PlainFormatter(logging.Formatter):
-    """Of the log: without the control characters that a path or name may have."""
+def printable_log() -> None:
+    """Keep control characters that a path or name may have out of the log of this package."""
+    logging.getLogger("semisam_o1").addFilter(_printable_record)  # once, however often it is called
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+
+def _printable_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def printable(text: str, most: int | None = None) -> str:

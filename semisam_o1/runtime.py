@@ -6,6 +6,7 @@ import faiss
 import torch
 from monai.utils import set_determinism
 
+from semisam_o1.literals import printable_log
 from semisam_o1.types import DatasetError
 
 
@@ -15,6 +16,7 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
     Raises:
         DatasetError: the device does not exist, or CUDA is requested but not usable.
     """
+    printable_log()
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
