@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 # OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
 # A short spin suits both. OpenMP reads these variables when torch is imported.
@@ -24,11 +24,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
+from semisam_o1.kinds import KINDS, Kind, refuse_wrong, shown, whole
 from semisam_o1.literals import as_config, printable, printable_log
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
-    from monai.bundle import ConfigParser, ConfigWorkflow
+    from monai.bundle import ConfigWorkflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
@@ -79,9 +80,16 @@ def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt(number)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with a command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)} (--help lists all options)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
-    top = argparse.ArgumentParser(prog="semisam-o1", description="Segment a set of 3D scans from one labelled scan.")
+    top = Parser(prog="semisam-o1", description="Segment a set of 3D scans from one labelled scan.")
     top.add_argument("--version", action="version", version=semisam_o1.__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -144,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     suggest.add_argument("--top", type=count, default=5, help="number of suggestions (5)")
     suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans already outlined")
     suggest.add_argument("--output", type=folder, default=Path("suggestion"), help="folder for the page with pictures")
-    suggest.add_argument("--spacing", type=float, nargs="+", help="voxel size of HDF5 scans, mm")
+    suggest.add_argument("--spacing", type=side, nargs="+", help="voxel size of HDF5 scans, mm")
     suggest.add_argument("--seed", type=seed, default=0)
     suggest.set_defaults(action=_suggest)
 
@@ -170,23 +178,38 @@ def folder(text: str) -> Path:
 
 def count(text: str) -> int:
     """Parse a number of things."""
-    if not text.isdigit() or not 1 <= int(text) <= 10**6:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 1")
-    return int(text)
+    return _fitting(text, whole(1, 10**6))
 
 
 def seed(text: str) -> int:
     """Parse the value of ``--seed``."""
-    if not text.isdigit() or int(text) > 4_000_000_000:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 0")
-    return int(text)
+    return _fitting(text, KINDS["seed"])
+
+
+def side(text: str) -> float:
+    """Parse one number of ``--spacing``."""
+    return _fitting(text, Kind(low=KINDS["spacing"].low, high=KINDS["spacing"].high))
 
 
 def rounds(text: str) -> int | str:
     """Parse the value of ``--rounds``."""
-    if text != "auto" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}': expected a number (0: no training) or auto")
-    return text if text == "auto" else int(text)
+    return _fitting(text, KINDS["num_rounds"])
+
+
+def _fitting(text: str, kind: Kind) -> Any:
+    """The value of an option, of the given kind."""
+    value = _read(text)
+    if not kind.fits(value):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected {kind}")
+    return value
+
+
+def _read(text: str) -> Any:
+    """JSON if ``text`` parses as JSON, else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, or one that is too large
+        return text
 
 
 def _names(folder: str) -> list[str]:
@@ -235,10 +258,7 @@ def overrides(options: argparse.Namespace) -> dict:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
-        try:
-            changed[name] = json.loads(value)
-        except (ValueError, RecursionError):  # ValueError: no JSON, or a number of too many digits
-            changed[name] = value
+        changed[name] = _read(value)
     return changed
 
 
@@ -250,35 +270,16 @@ def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str =
     """
     from monai.bundle import ConfigWorkflow
 
-    from semisam_o1.job.kinds import refuse_wrong
+    from semisam_o1.job.config import Config, override
 
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns about overlays in folders
     log_file = str(CONFIGS / "logging.conf")
     made = ConfigWorkflow([str(f) for f in files], logging_file=log_file, run_id=run_id, workflow_type=workflow_type)
-    refuse_wrong(changed)
-    for name, value in changed.items():
-        try:
-            _change(made.parser, name, value)
-        except UserError:
-            raise
-        except Exception as error:  # MONAI raises many kinds for an id that leads nowhere
-            raise DatasetError(f"--set {name}={value}: the config cannot take it ({error}).") from error
+    if (name := changed.get("preset")) is not None:
+        raise DatasetError(f"--set preset={name}: a preset is a file of settings; use --preset {name}.")
+    override(made.parser, changed)
+    Config(made.parser.get())
     return made
-
-
-def _change(parser: ConfigParser, name: str, value: Any) -> None:
-    """Set the id ``name`` of a config, which must have it."""
-    from semisam_o1.job.kinds import refuse_unknown
-
-    if name == "preset":
-        raise DatasetError(f"--set preset={value}: a preset is a file of settings; use --preset {value}.")
-    if name not in parser:
-        refuse_unknown([name.split("#")[0]], parser.get(), ())
-    above, _, last = name.rpartition("#")
-    group = parser.get(above) if above else None
-    if isinstance(group, dict) and "_target_" not in group and last not in group:  # a component takes any argument
-        raise DatasetError(f"The config has no id '{name}': '{above}' has {', '.join(group)}.")
-    parser.update({name: value})
 
 
 def _execute(workflow) -> None:
@@ -367,7 +368,7 @@ def _test(options) -> None:
 def _evaluate(options) -> None:
     from semisam_o1.job.evaluate import evaluate_run
 
-    changed = overrides(options)
+    changed = {id: value for id, value in overrides(options).items() if id not in ("split", "pseudonyms")}
     say(evaluate_run(options.run, options.dataset_dir, options.split, changed, options.pseudonyms))
 
 
@@ -388,14 +389,13 @@ def _validate(options) -> None:
 
 
 def _suggest(options) -> None:
-    from semisam_o1.job.kinds import refuse_wrong
     from semisam_o1.round_0.suggest import suggest_template
 
-    if options.spacing:
-        refuse_wrong({"spacing": options.spacing if len(options.spacing) > 1 else options.spacing[0]})
+    spacing = options.spacing[0] if options.spacing and len(options.spacing) == 1 else options.spacing
+    refuse_wrong({"spacing": spacing})
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = suggest_template(
-        options.dataset_dir, options.output, options.top, options.given, spacing=options.spacing, seed=options.seed
+        options.dataset_dir, options.output, options.top, options.given, spacing=spacing, seed=options.seed
     )
     say(f"{'rank':>4}  {'distance':>8}  case")
     for suggestion in found:

@@ -6,6 +6,7 @@ import faiss
 import torch
 from monai.utils import set_determinism
 
+from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import printable_log
 from semisam_o1.types import DatasetError
 
@@ -14,18 +15,13 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
     """Seed all generators, set the number of threads (None: no change) and check that ``device`` exists.
 
     Raises:
-        DatasetError: the device does not exist, or CUDA is requested but not usable.
+        DatasetError: a value has the wrong kind, or CUDA is requested but not usable.
     """
     printable_log()
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise DatasetError(f"device {device}: expected cpu, cuda or cuda:0, cuda:1, ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    refuse_wrong({"seed": seed, "threads": threads, "device": device})
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise DatasetError(f"device {device}: this machine has no CUDA device that torch can use; say --device cpu.")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise DatasetError(f"threads is {threads}: expected a whole number from 1 on, or null for the default.")
     if threads:
-        torch.set_num_threads(int(threads))
-        faiss.omp_set_num_threads(int(threads))
-    set_determinism(int(seed))
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+    set_determinism(seed)

@@ -26,7 +26,7 @@ LAYERS = (
     {"runfolder", "runtime", "uncertainty"},
     {"tables", "neighbours", "weights"},
     {"ledger"},
-    {"files", "literals"},
+    {"files", "literals", "kinds"},
     {"errors"},
     {"types", "version", "__init__"},
 )

@@ -1,6 +1,6 @@
 """The whole job: stages, resuming, record and results."""
 
-from semisam_o1.job.config import config_in_use
+from semisam_o1.job.config import Config, config_in_use
 from semisam_o1.job.job import Job
 from semisam_o1.job.training_data import (
     epoch_length,
@@ -12,6 +12,7 @@ from semisam_o1.job.training_data import (
 )
 
 __all__ = [
+    "Config",
     "Job",
     "config_in_use",
     "epoch_length",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,51 +16,36 @@ from monai.bundle.utils import ID_SEP_KEY
 
 import semisam_o1
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.errors import chain
+from semisam_o1.errors import chain, plainly
 from semisam_o1.files import read_json
-from semisam_o1.job.kinds import refuse_unknown, refuse_wrong, values_of
+from semisam_o1.kinds import KINDS, is_code, line, refuse, refuse_unknown, refuse_wrong, values_of
 from semisam_o1.types import DatasetError
 
 ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate")  # ids that are not settings
 SEPARATOR = "#"  # between the parts of an id in configs and on the command line; MONAI's own is ID_SEP_KEY
-OF_MONAI = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")  # of its tracking
+# Ids that MONAI adds: a bundle's metadata, and those of its tracking.
+OF_MONAI = ("_meta_", "tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
 PLAIN = (int, float, str, bool, type(None))
+GROUP, COMPONENT, VALUE = "group", "component", "value"
 
 
-class JobConfig:
-    """Builds components from a bundle's config, for one stage after another.
-
-    Every stage builds its components anew and drops them afterwards, so no state passes from one round to the next.
-    Only the cohort is built once and shared.
+class Config:
+    """A bundle's config whose ids and settings are checked.
 
     Args:
         raw: the config, merged from the bundle's files and the command line.
 
     Raises:
-        DatasetError: the data set cannot be used.
+        DatasetError: an id is misspelt, or settings have the wrong kind; the message has a line for each.
     """
 
     def __init__(self, raw: dict):
         self.raw = raw
         self._refuse_misspelt()
-        refuse_wrong(values_of(raw))
-        self.cohort: Cohort = ConfigParser(copy.deepcopy(raw)).get_parsed_content("cohort")
-        self.settings = self._settings()
-        refuse_wrong(self.settings)
-
-    def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
-        """Build ``id`` for ``round``, with the other ids ``changed``."""
-        parser = self._parser()
-        parser.update(changed | ({} if round is None else {"round": round}))
-        return parser.get_parsed_content(id)
-
-    def setting(self, id: str) -> Any:
-        """The value of a top-level id that holds a number, a text or a list of these."""
-        return self.settings[id]
-
-    def leaves(self) -> dict[str, Any]:
-        """Every value of the config by its full id (``train#optimizer#lr``); plain settings are resolved."""
-        return flatten({name: value for name, value in (self.raw | self.settings).items() if name not in ACTIONS})
+        found = values_of(raw)
+        self._codes = [id for id, value in found.items() if is_code(value)]
+        refuse_wrong({id: value for id, value in found.items() if id not in self._codes})
+        self._refuse_wrong_results(ConfigParser(copy.deepcopy(raw)), with_cohort=False)
 
     def needed(self, ids: Iterable[str]) -> set[str]:
         """The ids that ``ids`` depend on: themselves, the ids they contain, and the ids these refer to."""
@@ -76,37 +62,92 @@ class JobConfig:
         inside = {id for id in self._items if id.split("#")[0] == name}
         return {part.split("#")[0] for id in inside for part in self._parts(id)} - {name}
 
-    def _refuse_misspelt(self) -> None:
-        """Refuse ids that no shipped config has and no other id refers to."""
-        shipped = shipped_ids()
-        used = set().union(*(map(self.refers_to, self.raw)))
-        names = [name for name in self.raw if not name.startswith("_")]
-        refuse_unknown(names, shipped, used | set(ACTIONS) | set(OF_MONAI))
-        for name in names:
-            group, known = self.raw[name], shipped.get(name)
-            if isinstance(group, dict) and "_target_" not in group and known:  # a component takes any argument
-                refuse_unknown([f"{name}#{key}" for key in group], known, self._referred)
+    def _refuse_wrong_results(self, parser: ConfigParser, with_cohort: bool) -> None:
+        """Check the settings that are code by their results: those that depend on the cohort, or the others."""
+        ids = [id for id in self._codes if ("cohort" in self.needed([id])) == with_cohort]
+        found, errors = {}, []
+        for id in ids:
+            if not KINDS[id].part:
+                try:
+                    found[id] = result(parser, id)
+                except DatasetError as error:  # perhaps because a setting that it refers to is wrong
+                    errors.append(error)
+        refuse_wrong(found)
+        if errors:
+            raise errors[0]
 
-    @functools.cached_property
+    def _refuse_misspelt(self) -> None:
+        """Refuse ids that no shipped config has and no other id refers to, and values in place of components."""
+        shipped, used = shipped_ids("cohort" in self.raw), self._referred()
+        refuse_unknown(self.raw, shipped, used | set(ACTIONS) | set(OF_MONAI))
+        settings = {name: value for name, value in self.raw.items() if name not in ACTIONS}
+        for name, group in list(settings.items()):
+            if shipped.get(name) == GROUP and isinstance(group, dict) and "_target_" not in group:
+                inside = {f"{name}{SEPARATOR}{key}": value for key, value in group.items()}
+                refuse_unknown(inside, shipped, used)
+                settings |= inside
+        wrong = [
+            line(id, value, "a component")
+            for id, value in settings.items()
+            if shipped.get(id) in (GROUP, COMPONENT) and id not in KINDS
+            if isinstance(value, PLAIN) and not is_code(value)
+        ]
+        refuse(wrong)
+
     def _referred(self) -> set[str]:
         """Every id that the text of another refers to."""
-        return {part for id in self._items for part in self._parts(id)} - {
-            f"{id}{SEPARATOR}{key}" for id, item in self._items.items() for key in keys_of(item.get_config())
-        }
+        found = {name for text in texts_of(self.raw) for name in re.findall(r"%(\w+)", text)}
+        for id, item in self._items.items():
+            for name in references(id, item.get_config()):
+                ends = [(outermost(id, length), outermost(name, length)) for length in (1, 2)]
+                found |= {its for own, its in ends if own != its}
+        return found
 
     def _parts(self, id: str) -> list[str]:
         """The ids that an id contains, and the ids that its own text refers to."""
         config = self._items[id].get_config()
-        refers_to = ReferenceResolver.find_refs_in_config(config=config, id=id)
-        names = [found.replace(ID_SEP_KEY, SEPARATOR) for found in refers_to]
-        return [*names, *(f"{id}{SEPARATOR}{key}" for key in keys_of(config))]
+        return [*references(id, config), *(f"{id}{SEPARATOR}{key}" for key in keys_of(config))]
 
     @functools.cached_property
     def _items(self) -> dict[str, Any]:
         """MONAI's items of the raw config by id, parsed but not built."""
         parser = ConfigParser(copy.deepcopy(self.raw))
-        parser.parse()
+        try:
+            parser.parse()
+        except Exception as error:
+            raise DatasetError(f"The config cannot be parsed: {[*chain(error)][-1]}") from error
         return {id.replace(ID_SEP_KEY, SEPARATOR): item for id, item in parser.ref_resolver.items.items()}
+
+
+class JobConfig(Config):
+    """Builds components from a bundle's config, for one stage after another.
+
+    Every stage builds its components anew and drops them afterwards, so no state passes from one round to the next.
+    Only the cohort is built once and shared.
+
+    Raises:
+        DatasetError: settings or data set cannot be used.
+    """
+
+    def __init__(self, raw: dict):
+        super().__init__(raw)
+        self.cohort: Cohort = result(ConfigParser(copy.deepcopy(raw)), "cohort")
+        self._refuse_wrong_results(self._parser(), with_cohort=True)
+        self.settings = self._settings()
+
+    def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
+        """Build ``id`` for ``round``, with the other ids ``changed``."""
+        parser = self._parser()
+        parser.update(changed | ({} if round is None else {"round": round}))
+        return parser.get_parsed_content(id)
+
+    def setting(self, id: str) -> Any:
+        """The value of a top-level id that holds a number, a text or a list of these."""
+        return self.settings[id]
+
+    def leaves(self) -> dict[str, Any]:
+        """Every value of the config by its full id (``train#optimizer#lr``); plain settings are resolved."""
+        return flatten({name: value for name, value in (self.raw | self.settings).items() if name not in ACTIONS})
 
     def _parser(self) -> ConfigParser:
         return ConfigParser(
@@ -118,10 +159,7 @@ class JobConfig:
         for name, value in self.raw.items():
             if name in ACTIONS or name == "cohort" or isinstance(value, dict):
                 continue
-            try:
-                value = parser.get_parsed_content(name)
-            except Exception as error:
-                raise DatasetError(f"{name} cannot be evaluated: {[*chain(error)][-1]}") from error
+            value = result(parser, name)
             parts = value if isinstance(value, (list, tuple)) else [value]
             if all(isinstance(part, PLAIN) for part in parts):
                 found[name] = list(value) if isinstance(value, tuple) else value
@@ -130,21 +168,72 @@ class JobConfig:
         return found
 
 
+def override(parser: ConfigParser, changed: Mapping[str, Any]) -> None:
+    """Set ids of a config.
+
+    Raises:
+        DatasetError: there is nothing in which an id could be.
+    """
+    for id, value in changed.items():
+        try:
+            parser[id] = value
+        except Exception as error:  # MONAI raises many kinds for an id that leads nowhere
+            above = id.rpartition(SEPARATOR)[0]
+            raise DatasetError(f"The config has no id '{id}': '{above}' has no such part.") from error
+
+
+def result(parser: ConfigParser, id: str) -> Any:
+    """What an id of a config evaluates to.
+
+    Raises:
+        DatasetError: it cannot be evaluated.
+    """
+    try:
+        return parser.get_parsed_content(id)
+    except Exception as error:
+        if text := plainly(error):
+            raise DatasetError(text) from error
+        raise DatasetError(f"{id} cannot be evaluated: {[*chain(error)][-1]}") from error
+
+
 def keys_of(config: Any) -> Iterable:
     return config if isinstance(config, dict) else range(len(config)) if isinstance(config, list) else ()
 
 
+def outermost(id: str, length: int) -> str:
+    """The first ``length`` parts of an id."""
+    return SEPARATOR.join(id.split(SEPARATOR)[:length])
+
+
+def references(id: str, config: Any) -> list[str]:
+    """The ids that the text of an id refers to, or that it contains as components and expressions."""
+    found = ReferenceResolver.find_refs_in_config(config=config, id=id)
+    return [name.replace(ID_SEP_KEY, SEPARATOR) for name in found]
+
+
+def texts_of(value: Any) -> list[str]:
+    """All texts in a nested config."""
+    return [text for text in flatten(value).values() if isinstance(text, str)]
+
+
 @functools.cache
-def shipped_ids() -> dict[str, set[str]]:
-    """Every top-level id of the shipped configs, with the ids in it."""
-    found: dict[str, set[str]] = {}
+def shipped_ids(of_job: bool) -> dict[str, str]:
+    """Ids of the shipped configs, of one or two parts -> GROUP, COMPONENT or VALUE. A group is no component itself."""
     configs = Path(semisam_o1.BUNDLE_ROOT) / "configs"
-    for path in [configs / "train.json", *sorted(configs.glob("*/*.json"))]:
-        for name, value in read_json(path).items():
-            top, _, _ = name.partition(SEPARATOR)
-            inside = {f"{name}{SEPARATOR}{key}" for key in keys_of(value)} if isinstance(value, dict) else set()
-            found.setdefault(top, set()).update(inside, {name} - {top})
+    job = [configs / "train.json", *sorted(configs.glob("*/*.json"))]
+    found: dict[str, str] = {}
+    for path in job if of_job else [configs / "inference.json"]:
+        for id, value in read_json(path).items():
+            found.setdefault(outermost(id, 2), kind_of(value))
+            if kind_of(value) == GROUP:
+                found |= {f"{id}{SEPARATOR}{key}": kind_of(part) for key, part in value.items()}
     return found
+
+
+def kind_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return COMPONENT if "_target_" in value else GROUP
+    return COMPONENT if isinstance(value, list) and any(isinstance(part, dict) for part in value) else VALUE
 
 
 def flatten(value: Any, id: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.pseudonyms import Pseudonyms
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
+from semisam_o1.job.config import Config, override
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
@@ -44,6 +45,9 @@ def evaluate_run(
     if not record:
         raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
     settings = record["settings"]
+    number = record["best_round"]
+    if number and overrides:
+        Config(prediction(folder, overrides).get())  # also if nothing is left to predict
     kept = {name: settings[name] for name in COHORT if name in settings}
     templates = record["template"]
     if settings.get("pseudonyms"):
@@ -52,7 +56,6 @@ def evaluate_run(
         templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
     kept |= {"num_classes": len(record["classes"]), "pseudonyms": pseudonyms}
     cohort = open_cohort(dataset_dir, templates, **kept)
-    number = record["best_round"]
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:
         predict(folder, number, missing, overrides or {})
@@ -70,9 +73,16 @@ def evaluate_run(
 def predict(run: RunFolder, round: int, cases: Sequence[Case], overrides: Mapping[str, Any]) -> None:
     """Predict ``cases`` with the trained bundle of a run, into the folder of the ``round`` that the bundle holds."""
     log.info("round %d: prediction", round)
-    parser = ConfigParser(trained_config(run))
-    parser.update({"bundle_root": as_config(run.bundle), "output_dir": as_config(run.path), "cases": list(cases)})
-    parser.update({f"{SAVER}#_target_": "semisam_o1.handlers.round_predictions", f"{SAVER}#round": round})
-    parser.update(dict(overrides))
+    parser = prediction(run, overrides)
+    parser.update({"cases": list(cases), f"{SAVER}#round": round})
     for id in ("initialize", "run"):
         parser.get_parsed_content(id)
+
+
+def prediction(run: RunFolder, overrides: Mapping[str, Any]) -> ConfigParser:
+    """The config of a run's trained bundle for predictions into the folder of a round."""
+    parser = ConfigParser(trained_config(run))
+    parser.update({"bundle_root": as_config(run.bundle), "output_dir": as_config(run.path)})
+    parser.update({f"{SAVER}#_target_": "semisam_o1.handlers.round_predictions"})
+    override(parser, overrides)
+    return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from semisam_o1.job.config import JobConfig
+from semisam_o1.kinds import line, refuse_wrong
 from semisam_o1.types import DatasetError
 
 BUILT = ("train#optimizer", "train#random_transforms", "train#method", "inferer")  # components built without labels
@@ -15,10 +16,17 @@ def try_out(config: JobConfig) -> None:
         DatasetError: a setting is invalid; the message gives its name and value.
     """
     for number in (1, 2):  # the first round may be longer than later ones
-        steps, logged = (config.build(name, number) for name in ("iterations", "iterations_per_epoch"))
+        lengths = {name: config.build(name, number) for name in ("iterations", "iterations_per_epoch")}
+        refuse_wrong(lengths)
+        steps, logged = lengths.values()
         if steps % logged:
             text = f"iterations_per_epoch is {logged}: expected a divisor of a round's {steps} iterations."
             raise DatasetError(text)
+    if not config.setting("labelled_batch") + config.setting("pool_batch"):
+        raise DatasetError("labelled_batch and pool_batch are 0: expected one of them above 0.")
+    ramp = config.setting("consistency_rampup")
+    if ramp > 1 and not config.setting("published_terms"):
+        raise DatasetError(line("consistency_rampup", ramp, "a share of a round, from 0 to 1"))
     for id in BUILT:
         try:
             config.build(id, 1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
-import numbers
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ class Kind:
     Attributes:
         whole: a whole number; else any number.
         low, high: smallest and largest number; ``above``, ``below``: these themselves are excluded.
-        null: None is allowed. words: texts that are allowed; ``text``: any text is. truth: true or false.
+        null: None is allowed. words: texts that are allowed; ``text``: any text is; ``pattern``: texts like ``example``
+            are. truth: true or false. part: a component of the config.
         length: a list of so many numbers; ``lists``: a list of any length, a number alone too if ``alone``.
     """
 
@@ -35,7 +36,10 @@ class Kind:
     null: bool = False
     words: tuple[str, ...] = ()
     text: bool = False
+    pattern: str = ""
+    example: str = ""
     truth: bool = False
+    part: bool = False
     length: int | None = None
     lists: bool = False
     alone: bool = True
@@ -46,21 +50,24 @@ class Kind:
         if isinstance(value, bool):
             return self.truth
         if isinstance(value, str):
-            return value in self.words or (self.text and bool(value.strip()) and "\0" not in value)
+            fits = value in self.words or bool(self.pattern and re.fullmatch(self.pattern, value))
+            return fits or (self.text and bool(value.strip()) and "\0" not in value)
         if isinstance(value, (list, tuple)):
             one = Kind(self.whole, self.low, self.high, self.above, self.below, self.numbers, text=self.text)
             right = len(value) == self.length if self.length is not None else self.lists
             return right and all(one.fits(part) for part in value)
+        if not isinstance(value, (int, float)):
+            return self.part
         return self.numbers and self.alone and self._is_number(value)
 
     def _is_number(self, value: Any) -> bool:
-        if not issubclass(type(value), numbers.Integral if self.whole else numbers.Real):
+        if self.whole and not isinstance(value, int):
             return False
         inside = bool(abs(value) <= LARGEST and self.low <= value <= self.high)  # False for NaN
         return inside and not (self.above and value == self.low) and not (self.below and value == self.high)
 
     def __str__(self) -> str:
-        """What is expected, as a message says it."""
+        """What is expected, as messages and docs/settings.md say it."""
         said = []
         if self.truth:
             said.append("true or false")
@@ -68,7 +75,11 @@ class Kind:
             said.append(self._numbers())
         if self.text:
             said.append("a list of texts" if self.lists else "a text")
+        if self.part:
+            said.append("a component")
         said += self.words
+        if self.example:
+            said.append(self.example)
         if self.null:
             said.append("null")
         return " or ".join(said)
@@ -79,7 +90,7 @@ class Kind:
         if self.low > -LARGEST:
             bounds.append(f"above {self.low:,.10g}" if self.above else f"from {self.low:,.10g}")
         if self.high < LARGEST:
-            bounds.append(f"below {self.high:,.10g}" if self.below else f"to {self.high:,.10g}")
+            bounds.append(f"to below {self.high:,.10g}" if self.below else f"to {self.high:,.10g}")
         range_ = f" {' '.join(bounds)}" if bounds else ""
         several = f"{self.length} {one}s{range_}" if self.length else f"a list of {one}s{range_}"
         single = f"a {one}{range_}"
@@ -107,7 +118,7 @@ KINDS: dict[str, Kind] = {
     "dataset_dir": TEXT,
     "output_dir": TEXT,
     "bundle_root": TEXT,
-    "device": TEXT,
+    "device": words("cpu", "cuda", pattern=r"cuda:\d{1,3}", example="cuda:0, cuda:1, ..."),
     "threads": whole(1, 4096, null=True),
     "seed": whole(0, 4_000_000_000),
     "preset": TEXT,
@@ -119,6 +130,7 @@ KINDS: dict[str, Kind] = {
     "spacing": Kind(low=0.001, high=1000, null=True, length=3),
     "need_pool": TRUTH,
     "pseudonyms": Kind(numbers=False, text=True, null=True),
+    "out_channels": whole(2, 250),
     "feature_voxels": Kind(low=500, high=1e9),
     "feature_spacing": WORKING,
     "feature_dtype": words("float16", "float32"),
@@ -169,10 +181,11 @@ KINDS: dict[str, Kind] = {
     "cache_num": whole(0),
     "late_learning_rate": TRUTH,
     "anew_each_pass": TRUTH,
+    "teacher_start": Kind(numbers=False, part=True, null=True),
     "threshold_classes": whole(2, 250, null=True),
     "validation_interval": whole(1),
     "overlap": Kind(low=0, high=1, below=True),
-    "view_turn": Kind(low=0, high=math.pi),
+    "view_turn": Kind(low=0, high=3.14),
     "windows#sw_batch_size": whole(1),
     "windows#mode": words("gaussian", "constant"),
     "flip_axes": Kind(whole=True, low=0, high=2, lists=True, alone=False),
@@ -196,51 +209,77 @@ KINDS: dict[str, Kind] = {
 
 
 def refuse_wrong(values: Mapping[str, Any]) -> None:
-    """Check the values of settings by id; expressions and components of a config are passed over.
+    """Check the values of settings by id; ids without a kind are passed over.
 
     Raises:
         DatasetError: a line for each wrong one, with id, value and what is expected.
     """
-    wrong = []
-    for id, kind in KINDS.items():
-        value = values.get(id)
-        if id not in values or isinstance(value, dict) or is_code(value) or kind.fits(value):
-            continue
-        wrong.append(f"{id} is {shown(value)}: expected {kind}.")
-    if wrong:
-        raise DatasetError("\n".join(wrong))
+    known = ((id, kind) for id, kind in KINDS.items() if id in values)
+    refuse([line(id, values[id], kind) for id, kind in known if not kind.fits(values[id])])
+
+
+def refuse(lines: Sequence[str]) -> None:
+    """Raise an error with ``lines``, if there are any.
+
+    Raises:
+        DatasetError: there are some.
+    """
+    if lines:
+        raise DatasetError("\n".join(lines))
+
+
+def line(id: str, value: Any, expected: object) -> str:
+    """The line that a message has for a wrong setting."""
+    return f"{id} is {shown(value)}: expected {expected}."
 
 
 def values_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a nested config that `KINDS` knows, by id."""
+    """The values of a nested config that `KINDS` knows, by id; arguments of a user's own component are free."""
     found = {}
     for id in KINDS:
         value: Any = config
         for part in id.split("#"):
-            value = value[part] if isinstance(value, Mapping) and part in value else MISSING
+            inside = isinstance(value, Mapping) and part in value and not is_own(value)
+            value = value[part] if inside else MISSING
         if value is not MISSING:
             found[id] = value
     return found
 
 
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of a component that comes neither with this package nor with its libraries."""
+    module, dot, _ = str(config.get("_target_", "")).partition(".")
+    return bool(dot) and module not in ("semisam_o1", "monai", "torch")
+
+
 def refuse_unknown(ids: Iterable[str], known: Iterable[str], used: Iterable[str]) -> None:
-    """Check top-level ids: each is a ``known`` one, or ``used`` by another.
+    """Check ids: each is a ``known`` one, or ``used`` by another.
 
     Raises:
         DatasetError: it names the first other id, and known ones like it.
     """
     for id in ids:
         if id not in known and id not in used:
-            close = difflib.get_close_matches(id, list(known))
+            close = difflib.get_close_matches(id, [one for one in known if one.count("#") == id.count("#")])
             hint = f"did you mean {' or '.join(close)}?" if close else "docs/settings.md lists them."
             raise DatasetError(f"The config has no id '{id}': {hint}")
 
 
 def is_code(value: Any) -> bool:
     """Whether MONAI evaluates a value: then its result is checked."""
+    if isinstance(value, (list, tuple)):
+        return any(map(is_code, value))
+    if isinstance(value, Mapping):
+        return "_target_" in value
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    """A value for a message: a text in quotes, other values as JSON, 60 letters at most."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
+        return "a number above 10^12" if value > 0 else "a number below -10^12"
+    try:
+        text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
+    except ValueError:  # a number in it has thousands of digits
+        text = "..."
     return text if len(text) <= 60 else f"{text[:57]}..."
