@@ -5,7 +5,6 @@ import os
 # Before torch is imported, and for every process that a test starts: another number of threads, other last digits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from filelock import FileLock
 from semisam_o1.cli import main
 from semisam_o1.data.phantoms import make_phantom, write_demo_data
 from semisam_o1.encoders import SAMMed3DEncoder
-from tests.jobs import small, start
+from tests.jobs import as_after, small, start
 
 SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than the demo's
 
@@ -89,13 +88,7 @@ def run(phantom_dir, made_once) -> Path:
 @pytest.fixture
 def begun(run, tmp_path) -> Path:
     """`run` as it was after round 0: a run with other settings of the rounds goes on there."""
-    folder = tmp_path / "begun"
-    ends = ("round_[1-9]*", "bundle", "pseudo_labels", "report.html", "metrics.csv", "review.csv")
-    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*ends))
-    kept = json.loads((folder / "progress.json").read_text())
-    kept["done"] = [step for step in kept["done"] if not step.startswith("round_")]
-    (folder / "progress.json").write_text(json.dumps(kept))
-    return folder
+    return as_after(0, run, tmp_path / "begun")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from semisam_o1.cli import config_files, main, overrides, parser, workflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
-    "feature_voxels": 6000,
+    "feature_voxels": 3000,
     "train_voxels": 6000,
     "max_iterations": 4,
     "iterations_per_epoch": 2,
@@ -55,6 +56,17 @@ def start(arguments: list[str], out: Path, err: Path) -> None:
     with out.open("w") as said, err.open("w") as warned:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
             sys.exit(main(arguments))
+
+
+def as_after(round: int, run: Path, folder: Path) -> Path:
+    """The finished run of two rounds as it was after one of them or after round 0: a copy, to go on there."""
+    later = [f"round_{number}" for number in (1, 2) if number > round]
+    ends = (*later, "bundle", "pseudo_labels", "report.html", "metrics.csv", "review.csv")
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*ends))
+    kept = json.loads((folder / "progress.json").read_text())
+    kept["done"] = [step for step in kept["done"] if step.split("/")[0] not in later]
+    (folder / "progress.json").write_text(json.dumps(kept))
+    return folder
 
 
 def labels(folder: Path) -> dict[str, np.ndarray]:

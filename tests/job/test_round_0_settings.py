@@ -11,7 +11,8 @@ from tests.jobs import labels, small
 
 @pytest.mark.slow
 def test_features_are_not_computed_again(phantom_dir, tmp_path):
-    arguments = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small(feature_voxels=3000)]
+    extra = small(label_fusion=False, quality_estimate=False)  # neither computes features
+    arguments = ["propagate", str(phantom_dir), "--output", str(tmp_path), *extra]
     assert main(arguments) == 0
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     assert main(arguments) == 0
@@ -24,7 +25,7 @@ def test_features_are_not_computed_again(phantom_dir, tmp_path):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_propagate_to_another_split(phantom_dir, tmp_path, split):
     command = ["propagate", str(phantom_dir), "--output", str(tmp_path), "--split", split]
-    assert main([*command, *small(feature_voxels=3000)]) == 0
+    assert main([*command, *small()]) == 0
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert {row["split"] for row in rows} == {split} and len(labels(tmp_path / "pseudo_labels")) == 1
 
@@ -33,7 +34,7 @@ def test_propagate_to_another_split(phantom_dir, tmp_path, split):
 @pytest.mark.parametrize("method", ["copy", "prototype"])
 def test_other_propagations_by_setting(phantom_dir, tmp_path, method):
     name = f"propagation#method#_target_=semisam_o1.round_0.{method}"
-    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small(feature_voxels=3000)]
+    command = ["propagate", str(phantom_dir), "--output", str(tmp_path), *small()]
     assert main([*command, "--set", name]) == 0
     quality = list(csv.DictReader((tmp_path / "round_0" / "quality.csv").open()))
     assert all(np.isfinite(float(value)) for row in quality for key, value in row.items() if key != "case")
