@@ -28,9 +28,8 @@ def turned(degrees: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def carried(tmp_path_factory):
+def carried(made_once):
     """The same anatomy stored in several ways: name -> (label by round 0, truth, affine)."""
-    root = tmp_path_factory.mktemp("geometry")
     affine = grid_affine(SHAPE, SPACING)
     template = make_phantom(0, SHAPE, SPACING, noise=0)
     plain = make_phantom(1, SHAPE, SPACING, noise=0)
@@ -46,14 +45,17 @@ def carried(tmp_path_factory):
     oblique = turned(20) @ affine
     stored["oblique"] = (*make_phantom(1, SHAPE, affine=oblique, noise=0), oblique)  # the head lies as ever
     stored["tilted"] = (*plain, oblique)  # the head lay askew: the same voxels, another affine
-    for folder in ("images", "labels"):
-        (root / folder).mkdir()
-    nibabel.save(nibabel.Nifti1Image(template[0], affine), root / "images" / "template.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(template[1], affine), root / "labels" / "template.nii.gz")
-    for name, (image, _, where) in stored.items():
-        nibabel.save(nibabel.Nifti1Image(image, where), root / "images" / f"{name}.nii.gz")
-    assert main(["propagate", str(root), "--output", str(root / "run"), *SMALL]) == 0
-    found = {}
+
+    def make(root):
+        for folder in ("images", "labels"):
+            (root / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(template[0], affine), root / "images" / "template.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(template[1], affine), root / "labels" / "template.nii.gz")
+        for name, (image, _, where) in stored.items():
+            nibabel.save(nibabel.Nifti1Image(image, where), root / "images" / f"{name}.nii.gz")
+        assert main(["propagate", str(root), "--output", str(root / "run"), *SMALL]) == 0
+
+    root, found = made_once("geometry", make), {}
     for name, (_, truth, where) in stored.items():
         label = nibabel.load(root / "run" / "pseudo_labels" / f"{name}.nii.gz")
         np.testing.assert_allclose(label.affine, where, atol=1e-5)

@@ -14,34 +14,36 @@ STAGES = ("round_0/labels", "round_1/predictions", "round_1/labels", "pseudo_lab
 
 
 @pytest.fixture(scope="module")
-def cohort(phantom_dir, tmp_path_factory):
-    """The phantoms, and the first of them once more under another name."""
-    root = tmp_path_factory.mktemp("templates") / "data"
-    shutil.copytree(phantom_dir, root)
-    for kind in ("images", "labels"):
-        (file,) = (root / kind).glob("phantom_00.*")
-        shutil.copy(file, file.with_name(file.name.replace("phantom_00", "another")))
-    (root / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")
-    return root
+def cohort(phantom_dir, made_once):
+    """The phantoms, and the first of them once more under another name; not to be written to."""
+
+    def make(root):
+        shutil.copytree(phantom_dir, root, dirs_exist_ok=True)
+        for kind in ("images", "labels"):
+            (file,) = (root / kind).glob("phantom_00.*")
+            shutil.copy(file, file.with_name(file.name.replace("phantom_00", "another")))
+        (root / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")
+
+    return made_once("templates", make)
 
 
 def labelled(cohort, output, *templates, **more):
-    settings = small(feature_voxels=4000, num_rounds=1, refine_last=True, guard=False, unsure=0.6, **more)
+    settings = small(feature_voxels=2000, num_rounds=1, refine_last=True, guard=False, unsure=0.6, **more)
     command = ["run", str(cohort), "--output", str(output), "--device", "cpu", "--template", *templates, *settings]
     assert main(command) == 0
     return output
 
 
 @pytest.fixture(scope="module")
-def one(cohort, tmp_path_factory):
-    """The run of one template."""
-    return labelled(cohort, tmp_path_factory.mktemp("templates") / "one", "phantom_00")
+def one(cohort, made_once):
+    """The run of one template; not to be written to."""
+    return made_once("one_template", lambda root: labelled(cohort, root / "run", "phantom_00")) / "run"
 
 
 @pytest.fixture(scope="module")
-def two(cohort, tmp_path_factory):
-    """The run of the same template under two names."""
-    return labelled(cohort, tmp_path_factory.mktemp("templates") / "two", "phantom_00", "another")
+def two(cohort, made_once):
+    """The run of the same template under two names; not to be written to."""
+    return made_once("two_names", lambda root: labelled(cohort, root / "run", "phantom_00", "another")) / "run"
 
 
 @pytest.mark.slow
@@ -71,13 +73,11 @@ def test_the_order_of_templates_changes_no_voxel(cohort, tmp_path):
 @pytest.mark.slow
 def test_each_scan_takes_the_template_that_leaves_the_least(cohort, tmp_path):
     """A template that is the scan itself, under another name, and one that is not."""
-    (cohort / "train.txt").write_text("phantom_01\nphantom_02\nphantom_00\n")
-    try:
-        arguments = ["propagate", str(cohort), "--output", str(tmp_path), "--template", "another", "phantom_01"]
-        assert main([*arguments, *small()]) == 0
-    finally:
-        (cohort / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")
-    folder = RunFolder(tmp_path).round(0)
+    data, run = shutil.copytree(cohort, tmp_path / "data"), tmp_path / "run"
+    (data / "train.txt").write_text("phantom_01\nphantom_00\n")
+    command = ["propagate", str(data), "--output", str(run), "--template", "another", "phantom_01"]
+    assert main([*command, *small()]) == 0
+    folder = RunFolder(run).round(0)
     records, back = folder.work("first"), folder.work("back")
     found = FirstPass.load(records, "phantom_00", "template", "residual")
     assert found.template == "another" and found.residual < 0.01
