@@ -270,8 +270,8 @@ def job(tmp_path_factory):
     """The command line of the smallest job with two rounds: one scan to learn from, one to test on."""
     data = write_demo_data(tmp_path_factory.mktemp("killed") / "data", cases=3, shape=(24, 24, 20), spacing=2.0)
     said = {
-        "feature_voxels": 4000, "train_voxels": 4000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
-        "checkpoint_seconds": 0, "threads": 1,
+        "feature_voxels": 2000, "train_voxels": 2000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
+        "checkpoint_seconds": 0, "threads": 1, "pool_batch": 1, "network_def#channels": [4, 8, 16, 32],
     }  # fmt: skip
     return ["run", str(data), "--device", "cpu", *small(**said), "--output"]
 
@@ -291,7 +291,7 @@ def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(job, pr
     seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
     while kills < 10:
         killed = process([*job, str(run)], *said)
-        killed.join(draw.uniform(0.05, 0.5) * seconds)
+        killed.join(draw.uniform(0.05, 0.4) * seconds)
         killed.kill()
         killed.join()
         if killed.exitcode == -signal.SIGKILL:
@@ -343,10 +343,9 @@ def test_a_full_disk_is_known_by_what_hdf5_says(text):
     assert of_the_machine(RuntimeError(text)) and not of_the_machine(RuntimeError("errno = 2, no such file"))
 
 
-def test_other_settings_in_a_folder_in_use_are_refused(job, tmp_path, capsys):
-    settings = ["num_rounds=0", "label_fusion=false", "quality_estimate=false"]
-    arguments = [*job, str(tmp_path / "run"), "--set", *settings]
-    assert main(arguments) == 0
-    assert main([*arguments, "--seed", "5"]) == 2
+def test_other_settings_in_a_folder_in_use_are_refused(begun, phantom_dir, capsys):
+    arguments = ["run", str(phantom_dir), "--output", str(begun), "--device", "cpu", "--seed", "5"]
+    assert main([*arguments, *small()]) == 2
     assert "seed was 1337, is 5" in capsys.readouterr().err
-    assert main([*arguments, "--seed", "5", "--restart-from", "propagation"]) == 0
+    one_pass = small(num_rounds=0, label_fusion=False, quality_estimate=False)
+    assert main([*arguments, "--restart-from", "propagation", *one_pass]) == 0
