@@ -42,6 +42,7 @@ def encoder():
 # Numbers
 
 
+@pytest.mark.slow
 @needs_golden
 def test_published_features():
     spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")

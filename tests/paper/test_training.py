@@ -123,6 +123,7 @@ def parts(network: nn.Module) -> dict[str, np.ndarray]:
     return {key: value.detach().numpy().copy() for key, value in network.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mt", "uamt", "dan", "dtc"])
 def test_ten_steps(golden, inputs, double, monkeypatch, name):
     found = golden(f"trajectory_{name}")
