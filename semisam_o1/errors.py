@@ -31,7 +31,8 @@ REMEDIES = {
     errno.ENOMEM: f"memory is used up. Close other programs or use smaller settings. {GO_ON}",
 }
 MEMORY = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|Cannot allocate memory|bad_alloc", re.IGNORECASE
+    r"out of memory|not enough memory|can't allocate memory|Cannot allocate memory|bad_alloc|can't start new thread",
+    re.IGNORECASE,
 )
 WORKER = re.compile(r"DataLoader worker .*(killed|exited unexpectedly)")
 
@@ -57,6 +58,14 @@ def remedy(error: BaseException) -> str:
     return REMEDIES.get(number(error) or 0) or f"{getattr(error, 'strerror', None) or error}."
 
 
+def of_memory(error: BaseException) -> bool:
+    """Whether an error, or a cause of it, says that memory is not enough."""
+    return any(
+        isinstance(part, MemoryError) or (isinstance(part, RuntimeError) and bool(MEMORY.search(str(part))))
+        for part in chain(error)
+    )
+
+
 def of_the_machine(error: BaseException) -> bool:
     """Whether an error met on one scan would be met on every other: no room, no memory, results cannot be written."""
     return isinstance(error, (WriteError, MemoryError)) or number(error) in OF_THE_MACHINE
@@ -77,7 +86,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def _sentence(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
+    if of_memory(error):
         return (
             "memory is not enough. Use smaller settings (feature_voxels, train_voxels, pool_batch; `validate` estimates"
             f" their cost) or close other programs. {GO_ON}"

@@ -136,7 +136,7 @@ class Ledger:
         entries, found = self._versions(original), checksum(path)
         if any(found == entry.get("bytes") for entry in entries):
             return State.OURS
-        voxels = {entry["voxels"] for entry in entries if entry.get("voxels")}
+        voxels = [entry["voxels"] for entry in entries if entry.get("voxels")]
         return State.RESAVED if voxels and voxels_checksum(path) in voxels else State.CHANGED
 
     def _expect(self, path: Path, aside: Path) -> None:

@@ -19,8 +19,16 @@ from semisam_o1.types import Case, DatasetError, UserError
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 2  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
-RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int}  # kinds in run.json
-JOURNAL = {"done": list, "settings": dict, "files": dict}  # and in progress.json
+# Kinds of the content of run.json and of progress.json.
+RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int, "stages": list}
+    "settings": dict,
+    "classes": dict,
+    "template": list,
+    "rounds": int,
+    "best_round": int,
+    "stages": list,
+}  # kinds in run.json
+JOURNAL = {"done": list, "settings": dict, "files": dict}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
     "predicted_dice",

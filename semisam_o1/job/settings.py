@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from semisam_o1.errors import of_memory
 from semisam_o1.job.config import JobConfig
 from semisam_o1.kinds import line, refuse_wrong
 from semisam_o1.types import DatasetError
@@ -31,6 +32,8 @@ def try_out(config: JobConfig) -> None:
         try:
             config.build(id, 1)
         except Exception as error:
+            if of_memory(error):
+                raise
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:
                 cause = cause.__cause__ or cause.__context__
