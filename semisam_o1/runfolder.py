@@ -21,13 +21,6 @@ LAYOUT = 2  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # Kinds of the content of run.json and of progress.json.
 RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int, "stages": list}
-    "settings": dict,
-    "classes": dict,
-    "template": list,
-    "rounds": int,
-    "best_round": int,
-    "stages": list,
-}  # kinds in run.json
 JOURNAL = {"done": list, "settings": dict, "files": dict}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
