@@ -53,6 +53,7 @@ def bundle_process(run_id: str, config: Path, **ids) -> subprocess.CompletedProc
 
 def start(arguments: list[str], out: Path, err: Path) -> None:
     """The command line in a process that was forked for it; what it prints goes to the files ``out`` and ``err``."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     with out.open("w") as said, err.open("w") as warned:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
             sys.exit(main(arguments))
