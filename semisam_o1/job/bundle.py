@@ -94,7 +94,10 @@ def trained_config(run: RunFolder) -> dict:
     path = run.bundle / "configs" / "inference.json"
     if not path.is_file():
         raise DatasetError(f"{run.path}: no trained bundle there; expected the folder of a finished run.")
-    return read_json(path)
+    config = read_json(path)
+    if missing := [id for id in ("network_def", "evaluator", "run") if id not in config]:
+        raise DatasetError(f"{path} is damaged: no {', '.join(missing)}. Give the command of the run again.")
+    return config
 
 
 def published_model(weights: str | Path, method: str) -> dict:
