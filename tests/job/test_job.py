@@ -78,9 +78,10 @@ def test_trained_bundle_names_the_classes(run):
 
 @pytest.mark.slow
 def test_bundle_writes_the_same_labels_as_the_command_line(run, begun, phantom_dir):
-    """From round 1 on; the next test begins with round 0, the one after it is of a process that a user starts."""
-    ids = {"dataset_dir": str(phantom_dir), "output_dir": str(begun), "device": "cpu"} | SMALL
-    bundle("training", CONFIGS / "train.json", **ids)
+    """As a user types it, from round 1 on; the next test begins with round 0."""
+    ids = {"dataset_dir": phantom_dir, "output_dir": begun, "device": "cpu"} | SMALL
+    done = bundle_process("training", CONFIGS / "train.json", **ids)
+    assert done.returncode == 0, done.stderr
     assert_same_labels(run / "pseudo_labels", begun / "pseudo_labels")
 
 

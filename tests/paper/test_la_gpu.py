@@ -54,7 +54,7 @@ def path(process, tmp_path_factory):
 @pytest.mark.slow
 def test_the_table_from_start_to_end_and_again(phantom_h5_dir, path, tmp_path, sam_weights):
     out = tmp_path / "out"
-    command = [SCRIPT, phantom_h5_dir, out, sam_weights, "2", "2", *SMALL]
+    command = [SCRIPT, phantom_h5_dir, out, sam_weights, "4", "2", *SMALL]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | path)
     assert done.returncode == 0, done.stderr[-3000:]
     table = (out / "table.txt").read_text()
