@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import logging
 import math
 import os
@@ -24,8 +23,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
-from semisam_o1.kinds import KINDS, Kind, refuse_wrong, shown, whole
+from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import as_config, printable, printable_log
+from semisam_o1.options import count, folder, read, rounds, seed, side
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
@@ -169,49 +169,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def folder(text: str) -> Path:
-    """Parse the path of results."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError("an empty text, or one with a null byte; expected a path")
-    return Path(text)
-
-
-def count(text: str) -> int:
-    """Parse a number of things."""
-    return _fitting(text, whole(1, 10**6))
-
-
-def seed(text: str) -> int:
-    """Parse the value of ``--seed``."""
-    return _fitting(text, KINDS["seed"])
-
-
-def side(text: str) -> float:
-    """Parse one number of ``--spacing``."""
-    return _fitting(text, Kind(low=KINDS["spacing"].low, high=KINDS["spacing"].high))
-
-
-def rounds(text: str) -> int | str:
-    """Parse the value of ``--rounds``."""
-    return _fitting(text, KINDS["num_rounds"])
-
-
-def _fitting(text: str, kind: Kind) -> Any:
-    """The value of an option, of the given kind."""
-    value = _read(text)
-    if not kind.fits(value):
-        raise argparse.ArgumentTypeError(f"{shown(text)}: expected {kind}")
-    return value
-
-
-def _read(text: str) -> Any:
-    """JSON if ``text`` parses as JSON, else the text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # no JSON, or one that is too large
-        return text
-
-
 def _names(folder: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / folder).glob("*.json"))
 
@@ -258,7 +215,7 @@ def overrides(options: argparse.Namespace) -> dict:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
-        changed[name] = _read(value)
+        changed[name] = read(value)
     return changed
 
 
@@ -305,14 +262,14 @@ def config_files(options: argparse.Namespace) -> list[Path]:
         DatasetError: there is no such method.
     """
     files = [CONFIGS / "train.json"]
-    for folder in ("presets", "methods", "encoders", "refinements"):
-        name = preset(options) if folder == "presets" else getattr(options, folder[:-1], None)
+    for kind in ("presets", "methods", "encoders", "refinements"):
+        name = preset(options) if kind == "presets" else getattr(options, kind[:-1], None)
         if name is None:
             continue
-        name = PUBLISHED_NAMES.get(name, name) if folder == "methods" else name
-        if name not in _names(folder):
-            raise DatasetError(f"There is no {folder[:-1]} '{name}': choose one of {', '.join(_names(folder))}.")
-        files.append(CONFIGS / folder / f"{name}.json")
+        name = PUBLISHED_NAMES.get(name, name) if kind == "methods" else name
+        if name not in _names(kind):
+            raise DatasetError(f"There is no {kind[:-1]} '{name}': choose one of {', '.join(_names(kind))}.")
+        files.append(CONFIGS / kind / f"{name}.json")
     return files
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
@@ -55,9 +56,7 @@ class Ledger:
     def entries(self) -> dict[str, list[dict[str, str]]]:
         """File, relative to the folder -> command and checksums of its last versions."""
         found = read_json(self.path) if self.path.is_file() else {}
-        if not all(
-            isinstance(kept, list) and all(isinstance(entry, dict) for entry in kept) for kept in found.values()
-        ):
+        if not all(isinstance(kept, list) and all(isinstance(part, dict) for part in kept) for kept in found.values()):
             raise UserError(f"{self.path} is damaged. Restore it, or name another folder.")
         return found
 
@@ -66,11 +65,12 @@ class Ledger:
 
     def foreign(self, paths: Iterable[Path]) -> list[Path]:
         """Those of ``paths`` that exist and were not written by this package; a link counts as foreign."""
-        return [path for path in paths if os.path.lexists(path) and (path.is_symlink() or not self._known(path))]
+        there = [path for path in paths if os.path.lexists(path)]
+        return [path for path in there if path.is_symlink() or not self._versions(path)]
 
     def refuse_foreign(self, paths: Iterable[Path]) -> None:
-        """Raise a `UserError` if one of ``paths``, which would be written, belongs to somebody else."""
-        self.entries  # noqa: B018 - a damaged ledger stops the command here
+        """Begin to write ``paths``: `recover`, then raise a `UserError` if one of them belongs to somebody else."""
+        self.recover()
         if found := self.foreign(paths):
             names = ", ".join(str(path) for path in found[:MOST_NAMED])
             more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
@@ -113,15 +113,14 @@ class Ledger:
         remove_empty(folder)
 
     def recover(self) -> None:
-        """Put right what a killed process left: a file that it had moved aside."""
-        for held in sorted(self.folder.rglob(f"{HELD}*")):
-            self._settle(held, held.with_name(held.name.removeprefix(HELD)))
+        """Put right what a killed process left: known files that it had moved aside."""
+        for name in self.entries:
+            path = self.folder / name
+            if os.path.lexists(held_path(path)):
+                self._settle(held_path(path), path)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-    def _known(self, path: Path) -> bool:
-        return bool(self._versions(path))
 
     def _versions(self, path: Path) -> list[dict[str, str]]:
         """The checksums of the versions of ``path`` that this command wrote, the last one last."""
@@ -131,9 +130,10 @@ class Ledger:
         """The state of the file at ``path`` as a version of ``original``."""
         if not os.path.lexists(path):
             return State.ABSENT
-        if path.is_symlink() or not path.is_file() or not self._known(original):
+        entries = self._versions(original)
+        if path.is_symlink() or not path.is_file() or not entries:
             return State.FOREIGN
-        entries, found = self._versions(original), checksum(path)
+        found = checksum(path)
         if any(found == entry.get("bytes") for entry in entries):
             return State.OURS
         voxels = [entry["voxels"] for entry in entries if entry.get("voxels")]
@@ -161,10 +161,9 @@ class Ledger:
 
     def _hold(self, path: Path) -> None:
         """Take the present version of ``path`` away: to ``reviewed/`` if it is a person's."""
-        held = path.with_name(f"{HELD}{path.name}")
         with contextlib.suppress(FileNotFoundError):
-            path.rename(held)
-            self._settle(held, path)
+            path.rename(held_path(path))
+            self._settle(held_path(path), path)
 
     def _is_last(self, path: Path, aside: Path) -> bool:
         """Whether ``aside`` is the version of ``path`` that was written last."""
@@ -173,7 +172,9 @@ class Ledger:
 
     def _copies(self, path: Path) -> list[Path]:
         """The versions of a label that were kept earlier."""
-        return [kept for kept in self.reviewed.glob("*") if kept.is_file() and kept.name.startswith(stem(path))]
+        name, suffix = re.escape(stem(path)), re.escape(path.name.removeprefix(stem(path)))
+        kept = re.compile(rf"{name}(_\d{{4}}-\d\d-\d\d_\d{{6}}(_\d+)?)?{suffix}")
+        return [file for file in self.reviewed.glob("*") if kept.fullmatch(file.name) and file.is_file()]
 
     def _copy(self, path: Path) -> None:
         """Copy a person's version to ``reviewed/``, unless it is there already."""
@@ -189,10 +190,10 @@ class Ledger:
                 log.info("%s was saved again with the same voxels and grid; it counts as unchanged", original.name)
             held.unlink()
             return
-        kept = self.kept_at(original)
         if any(checksum(copy) == checksum(held) for copy in self._copies(original)):
             held.unlink()
             return
+        kept = self.kept_at(original)
         kept.parent.mkdir(parents=True, exist_ok=True)
         held.rename(kept)
         log.warning("%s was changed after it was written; your version is kept in %s", original.name, kept)
@@ -205,6 +206,11 @@ class Ledger:
                 return path
         date, name = time.strftime("%Y-%m-%d_%H%M%S"), stem(path)
         return _unused(lambda number: path.with_name(f"{name}_{date}{number}{path.name.removeprefix(name)}"))
+
+
+def held_path(path: Path) -> Path:
+    """Where a file is moved while its successor is put in place."""
+    return path.with_name(f"{HELD}{path.name}")
 
 
 def stem(path: Path) -> str:

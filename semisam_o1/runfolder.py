@@ -17,7 +17,7 @@ from semisam_o1.tables import CaseTable
 from semisam_o1.types import Case, DatasetError, UserError
 
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
-LAYOUT = 2  # of a run folder; folders with another layout are rejected
+LAYOUT = 3  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # Kinds of the content of run.json and of progress.json.
 RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int, "stages": list}
@@ -132,16 +132,10 @@ class RoundFolder:
             maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
-        copies = self.path.glob(f"{self.path.name.replace('_', '')}_*.pth")
-        for path in [
-            self.model,
-            self.training_state,
-            self.refinement,
-            self.quality.path,
-            self.uncertainty.path,
-            *copies,
-        ]:
+        for path in [self.model, self.training_state, self.refinement, self.quality.path, self.uncertainty.path]:
             remove(path)
+        for copy in self.path.glob(f"{self.path.name.replace('_', '')}_*.pth"):
+            remove(copy)
         remove_empty(self.path)
 
     def work(self, kind: str) -> WorkFiles:

@@ -67,6 +67,21 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Any]:
     return part or weights
 
 
+def published_classes(path: str | Path) -> int:
+    """The number of classes of a checkpoint of the published code.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: it contains no such network.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}.")
+    head = read_weights(Path(path)).get("final.weight")
+    if not isinstance(head, Tensor) or head.ndim != 5:
+        raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
+    return len(head)
+
+
 def read_checkpoint(path: Path) -> Any:
     """Read a checkpoint that contains only tensors and plain data, on the CPU.
 

@@ -47,7 +47,7 @@ def settings(*sections: str, **more) -> list[str]:
 
 @pytest.mark.slow
 def test_a_method_and_an_encoder(phantom_dir, tmp_path, modules):
-    small = {"feature_voxels": 3000, "train_voxels": 6000, "max_iterations": 2, "iterations_per_epoch": 2}
+    small = {"feature_voxels": 6000, "train_voxels": 6000, "max_iterations": 2, "iterations_per_epoch": 2}
     command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--rounds", "1", "--device", "cpu"]
     small |= {"label_fusion": False, "quality_estimate": False}
     assert main([*command, *settings("A method", "An encoder", **small)]) == 0

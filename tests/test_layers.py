@@ -23,7 +23,7 @@ LAYERS = (
     {"handlers", "features", "methods"},
     {"encoders", "networks"},
     {"data"},
-    {"runfolder", "runtime", "uncertainty"},
+    {"runfolder", "runtime", "uncertainty", "options"},
     {"tables", "neighbours", "weights"},
     {"ledger"},
     {"files", "literals", "kinds"},

@@ -19,7 +19,7 @@ import numpy as np
 
 from semisam_o1.data.checks import find_problems
 from semisam_o1.data.cohort import LISTS, Cohort
-from semisam_o1.data.findings import LABEL_NOT_USED, MOST_LINES, NOTE, SET_ASIDE, STOPS, CohortError, Problem, table
+from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, CohortError, Problem, table
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
 from semisam_o1.data.pseudonyms import renamed
 from semisam_o1.literals import LONGEST_NAME, is_name, printable
@@ -77,7 +77,7 @@ def open_cohort(
     num_classes = 2 if binary_label else num_classes
     findings = find_problems(checked, image_key, spacing, num_classes, binary_label)
     problems += findings.problems
-    cases, problems = renamed(pseudonyms, cases, problems)
+    cases, problems = renamed(pseudonyms, {*parts, *images, *labels}, cases, problems)
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
     unused = {problem.case for problem in problems if problem.severity == LABEL_NOT_USED}
     usable = [replace(case, label=None) if case.name in unused else case for case in cases if case.name not in broken]
@@ -99,7 +99,7 @@ def open_cohort(
         reasons, image_key, spacing, tuple(problems),
     )  # fmt: skip
     if problems:
-        logger.warning("%s: problems found.\n%s", root, table(problems, most=MOST_LINES))
+        logger.warning("%s: problems found.\n%s", root, table(problems))
     if cohort.unsaid_spacing:
         logger.warning(UNSAID_SPACING)
     return cohort

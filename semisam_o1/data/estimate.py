@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.findings import MOST_LINES, table
+from semisam_o1.data.findings import table
 from semisam_o1.data.grids import choose_spacing
 
 # Rough costs on two CPU cores. Costs per case are for REFERENCE_VOXELS working voxels and scale linearly.
@@ -108,7 +108,7 @@ def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
     counts.append(f"{len(cohort.set_aside)} set aside")
     labelled = sum(case.label is not None for case in cohort.cases) - len(cohort.templates)
     lines = [
-        table(cohort.problems, most=MOST_LINES),
+        table(cohort.problems),
         "",
         f"template    {', '.join(case.name for case in cohort.templates)}",
         f"cases       {', '.join(counts)}; {labelled} of them with a label for metrics",

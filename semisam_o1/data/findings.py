@@ -16,6 +16,7 @@ from semisam_o1.types import DatasetError
 STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE = "stops the run", "set aside", "label not used", "note"
 
 
+WIDTH = 100  # characters of a line that a command prints
 LONGEST = 200  # letters of a cell that a command prints
 MOST_LINES = 50  # of a kind of problem that a command prints
 COLUMNS = dict.fromkeys(("case", "severity", "found", "expected", "remedy"), TEXT)  # of problems.csv
@@ -37,7 +38,7 @@ class CohortError(DatasetError):
     """A data set cannot be used, for the reasons in ``problems``."""
 
     def __init__(self, root: Path, problems: list[Problem]):
-        super().__init__(f"{root} cannot be used as it is.\n{table(problems, most=MOST_LINES)}")
+        super().__init__(f"{root} cannot be used as it is.\n{table(problems)}")
         self.problems = problems
 
 
@@ -54,23 +55,26 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
     return write_rows(path, COLUMNS, map(asdict, rows))
 
 
-def left_out(problems: Iterable[Problem], most: int = MOST_LINES) -> bool:
-    """Whether `table` leaves out problems: more than ``most`` of a kind."""
-    return any(count > most for count in Counter(map(_kind, problems)).values())
+def left_out(problems: Iterable[Problem]) -> bool:
+    """Whether `table` leaves out problems."""
+    return bool(_laid_out(problems, WIDTH)[1])
 
 
-def _kind(problem: Problem) -> tuple[str, str]:
-    return problem.severity, problem.expected
-
-
-def table(problems: Iterable[Problem], width: int = 100, most: int | None = None) -> str:
+def table(problems: Iterable[Problem], width: int = WIDTH) -> str:
     """Problems as a plain text table, at most ``width`` characters wide, the most severe first.
 
-    ``most``: lines for each kind of problem; one more line says how many are left out.
+    A kind of problem has at most `MOST_LINES` lines; one more line says how many are left out.
     """
+    lines, hidden = _laid_out(problems, width)
+    more = [f"... and {count} more of: {severity}, expected {what}" for (severity, what), count in hidden.items()]
+    return "\n".join([*lines, *more]) or "No problems found."
+
+
+def _laid_out(problems: Iterable[Problem], width: int) -> tuple[list[str], Counter]:
+    """The lines of `table`, and how many problems of each kind (severity, expected) they leave out."""
     rows = sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
     if not rows:
-        return "No problems found."
+        return [], Counter()
     first = min(max(len("case"), *(len(row.case) for row in rows)), 28)
     second = max(len(row.severity) for row in rows)
     rest = width - first - second - 2 * 4
@@ -79,13 +83,13 @@ def table(problems: Iterable[Problem], width: int = 100, most: int | None = None
     used: Counter = Counter()
     hidden: Counter = Counter()
     for row in rows:
-        if most is not None and used[_kind(row)] >= most:
-            hidden[_kind(row)] += 1
+        kind = (row.severity, row.expected)
+        if used[kind] >= MOST_LINES:
+            hidden[kind] += 1
             continue
         texts = [printable(text, LONGEST) for text in (row.case, row.severity, row.found, row.expected, row.remedy)]
         cells = [textwrap.wrap(text, n) or [""] for text, n in zip(texts, widths)]
         height = max(len(cell) for cell in cells)
-        used[_kind(row)] += height
+        used[kind] += height
         lines += zip(*(cell + [""] * (height - len(cell)) for cell in cells))
-    more = [f"... and {count} more of: {severity}, expected {what}" for (severity, what), count in hidden.items()]
-    return "\n".join([*("  ".join(text.ljust(n) for text, n in zip(line, widths)).rstrip() for line in lines), *more])
+    return ["  ".join(text.ljust(n) for text, n in zip(line, widths)).rstrip() for line in lines], hidden

@@ -39,7 +39,7 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
         if name in cases:
             raise DatasetError(f"{path}: another image is also called '{name}'; one result would overwrite the other.")
         cases[name] = Case(name, path, None, "new")
-    return renamed(pseudonyms, list(cases.values()), ())[0]
+    return renamed(pseudonyms, cases, list(cases.values()), ())[0]
 
 
 def readable_cases(

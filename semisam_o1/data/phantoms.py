@@ -215,7 +215,6 @@ def write_demo_data(
     if cases < 3:
         raise DatasetError(f"{cases} demo cases: at least 3 are needed, for template, pool and test.")
     ledger = Ledger(out, "demo-data")
-    ledger.recover()
     ours = (ledger.path, ledger.reviewed)
     files = (path for path in out.rglob("*") if path.is_file() and not any(map(path.is_relative_to, ours)))
     ledger.refuse_foreign(files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,23 +55,25 @@ class Pseudonyms:
         return replace(case, name=self(case.name))
 
     def text(self, text: str) -> str:
-        """``text`` with the names of cases replaced, the longest first."""
-        for name in sorted(self.key, key=len, reverse=True):
-            text = text.replace(name, self.key[name])
-        return text
+        """``text`` with the names of cases replaced where they stand as whole words, the longest first."""
+        names = "|".join(re.escape(name) for name in sorted(self.key, key=len, reverse=True))
+        return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: self.key[found[1]], text) if names else text
 
     def problem(self, problem: Problem) -> Problem:
         return replace(problem, case=self.text(problem.case), found=self.text(problem.found))
 
 
 def renamed(
-    path: str | Path | None, cases: Sequence[Case], problems: Sequence[Problem]
+    path: str | Path | None, names: Iterable[str], cases: Sequence[Case], problems: Sequence[Problem]
 ) -> tuple[list[Case], list[Problem]]:
-    """Cases and problems under the pseudonyms in the file ``path``, which is written; unchanged if it is None."""
+    """Cases and problems under the pseudonyms in the file ``path``, which is written; unchanged if it is None.
+
+    ``names``: all that may stand in a problem, those of scans that are no cases too.
+    """
     if path is None:
         return list(cases), list(problems)
     pseudonyms = Pseudonyms(path)
-    for name in sorted({case.name for case in cases}):
+    for name in sorted(names):
         pseudonyms(name)
     pseudonyms.write()
     return [pseudonyms.case(case) for case in cases], [pseudonyms.problem(problem) for problem in problems]

@@ -6,15 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
 import semisam_o1
 from semisam_o1.files import read_json, write_json
 from semisam_o1.job.config import JobConfig
 from semisam_o1.literals import as_config, harmless
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import DatasetError, UserError
-from semisam_o1.weights import read_weights
+from semisam_o1.types import DatasetError
+from semisam_o1.weights import published_classes
 
 # Ids that train.json and inference.json share: preprocessing, network, inferer, postprocessing and the reading of HDF5.
 SHARED = (
@@ -109,20 +107,21 @@ def published_model(weights: str | Path, method: str) -> dict:
         FileNotFoundError: the file does not exist.
         UserError: it contains no such network.
     """
-    path = Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    head = read_weights(path).get("final.weight")
-    if not isinstance(head, torch.Tensor) or head.ndim != 5:
-        raise UserError(f"{path} has no 'final.weight': expected a 3D U-Net of the published code.")
+    classes = published_classes(weights)
     name = "UNet3DSDF" if method == "dtc" else "UNet3D"
-    network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": len(head)}
-    what = as_config(f"the network of '{method}', {name}({len(head)} classes)")
-    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "file": as_config(path), "what": what}
+    network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": classes}
+    what = as_config(f"the network of '{method}', {name}({classes} classes)")
+    file = as_config(Path(weights))
+    loaded = {
+        "_target_": "semisam_o1.weights.load_weights",
+        "network": network,
+        "file": file,
+        "what": what,
+    }
     alone = {"_target_": "semisam_o1.networks.LogitsAlone", "network": loaded}
     return {
         "network_def": alone if method == "dtc" else loaded,
-        "out_channels": len(head),
+        "out_channels": classes,
         "train_spacing": None,
         "intensities": None,
         "patch_size": [128, 128, 128],

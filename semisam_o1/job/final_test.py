@@ -24,8 +24,8 @@ from semisam_o1.networks import LogitsAlone, ProbabilityWindows, UNet3D, UNet3DS
 from semisam_o1.report.metrics import MEASURES, score
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
-from semisam_o1.types import Case, DatasetError, UserError
-from semisam_o1.weights import load_weights, read_checkpoint, read_weights
+from semisam_o1.types import Case, DatasetError
+from semisam_o1.weights import load_weights, published_classes, read_checkpoint
 
 log = logging.getLogger("semisam_o1")
 TABLE = "test.csv"
@@ -42,14 +42,10 @@ def published_network(weights: str | Path, method: str) -> tuple[nn.Module, int]
         FileNotFoundError: the file does not exist.
         UserError: it contains no such network.
     """
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"There is no checkpoint {weights}.")
-    head = read_weights(Path(weights)).get("final.weight")
-    if not isinstance(head, torch.Tensor) or head.ndim != 5:
-        raise UserError(f"{weights} has no 'final.weight': expected a 3D U-Net of the published code.")
-    network = (UNet3DSDF if method == "dtc" else UNet3D)(1, len(head))
-    loaded = load_weights(network, weights, what=f"the network of '{method}' ({len(head)} classes)")
-    return (LogitsAlone(loaded) if method == "dtc" else loaded), len(head)
+    classes = published_classes(weights)
+    network = (UNet3DSDF if method == "dtc" else UNet3D)(1, classes)
+    loaded = load_weights(network, weights, what=f"the network of '{method}' ({classes} classes)")
+    return (LogitsAlone(loaded) if method == "dtc" else loaded), classes
 
 
 def published_predictor(network: nn.Module, device: str) -> Predictor:

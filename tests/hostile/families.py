@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.hostile import checkpoints, faults, folders, labels, lists, names, settings
+from tests.hostile import checkpoints, faults, folders, labels, lists, names, run_files, settings
 from tests.hostile.trials import Trial
 
-TRIALS: list[Trial] = [
-    trial for family in (labels, lists, names, settings, checkpoints, folders, faults) for trial in family.TRIALS
-]
+FAMILIES = (labels, lists, names, settings, checkpoints, run_files, folders, faults)
+TRIALS: list[Trial] = [trial for family in FAMILIES for trial in family.TRIALS]

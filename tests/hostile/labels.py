@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from tests.hostile.trials import ASIDE, POOL, REFUSED, RIGHT, TEMPLATE, Place, Trial
+from tests.hostile.trials import ASIDE, POOL, REFUSED, RIGHT, TEMPLATE, Place, Trial, content, instead
 
 VALIDATE = ("validate", "{data}")
 
@@ -37,27 +37,6 @@ def at_one_voxel(value, kind) -> Callable:
         return array
 
     return volume(change)
-
-
-def content(make: Callable[[bytes, Place], bytes]) -> Callable:
-    """A spoiler: the file with other bytes."""
-
-    def spoil(path: Path, place: Place) -> None:
-        made = make(path.read_bytes(), place)
-        path.unlink()
-        path.write_bytes(made)
-
-    return spoil
-
-
-def instead(make: Callable[[Path, Place], None]) -> Callable:
-    """A spoiler: something else in place of the file."""
-
-    def spoil(path: Path, place: Place) -> None:
-        path.unlink()
-        make(path, place)
-
-    return spoil
 
 
 def fields(start: int, kind: str, values) -> Callable:

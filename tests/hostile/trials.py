@@ -287,6 +287,30 @@ def _judge(trial: Trial, place: Place, status: int | None, said: str) -> tuple[s
     return how, faults
 
 
+Damage = Callable[[Path, Place], None]  # to a file
+
+
+def content(make: Callable[[bytes, Place], bytes]) -> Damage:
+    """The file with other bytes."""
+
+    def damage(path: Path, place: Place) -> None:
+        made = make(path.read_bytes(), place)
+        path.unlink()
+        path.write_bytes(made)
+
+    return damage
+
+
+def instead(make: Damage) -> Damage:
+    """Something else in place of the file."""
+
+    def damage(path: Path, place: Place) -> None:
+        path.unlink()
+        make(path, place)
+
+    return damage
+
+
 def leave(place: Place) -> None:
     """Spoil nothing."""
 

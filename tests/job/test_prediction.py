@@ -44,7 +44,6 @@ def test_the_trained_bundle_predicts_as_the_run_did(begun, phantom_dir, tmp_path
     made, found = begun, tmp_path / "found"
     if {"sam_med3d", "paper"} & set(options):  # of other features: from the beginning
         made, settings = tmp_path / "run", settings | {"pretrained_ckpt": str(sam_weights)}
-        settings |= {"label_fusion": False, "quality_estimate": False}  # the prediction knows nothing of them
     dropped = ("view_turn", *(("feature_voxels", "train_voxels") if "paper" in options else ()))  # the preset's own
     quick = {"num_rounds": 1, "max_iterations": 2} | settings
     said = [text for text in small(**quick) if not text.startswith(dropped)]

@@ -17,7 +17,7 @@ from semisam_o1.job.training_data import training_items
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.runfolder import RoundFolder
-from tests.jobs import as_after, assert_same_labels, config_of, labels, small
+from tests.jobs import assert_same_labels, config_of, labels, small
 
 
 def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path):
@@ -49,9 +49,7 @@ def test_labels_judged_worse_than_round_0_are_not_handed_out_without_a_word(run,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("least", [0, 0.3, 1])
-def test_automatic_rounds_end_when_the_labels_settle(run, phantom_dir, tmp_path, least):
-    """From round 2 on: round 1 is the one of `run`, whatever their number is."""
-    begun = as_after(1, run, tmp_path / "begun")
+def test_automatic_rounds_end_when_the_labels_settle(phantom_dir, begun, least):
     extra = small(num_rounds="auto", most_rounds=3, least_change=least)
     assert main(["run", str(phantom_dir), "--output", str(begun), *extra]) == 0
     folders = [begun / "round_0", *sorted(begun.glob("round_[1-9]"))]

@@ -92,8 +92,8 @@ def test_both_learn_in_turn_and_the_discriminator_tells_the_halves():
     method = AdversarialNetwork(network, loss, num_classes=2, learning_rate=1e-3)
     first = copy.deepcopy(method.discriminator.state_dict())
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=1, epoch_length=8, network=network, loss_function=loss,
-        train_data_loader=DataLoader(items, batch_sampler=TwoStreamSampler(items, 1, 1, num_batches=8)),
+        device=torch.device("cpu"), max_epochs=1, epoch_length=15, network=network, loss_function=loss,
+        train_data_loader=DataLoader(items, batch_sampler=TwoStreamSampler(items, 1, 1, num_batches=15)),
         optimizer=torch.optim.SGD(network.parameters(), lr=0.0), prepare_batch=prepare_batch,
         train_handlers=[LossProgress(loss), method], decollate=False,
     )  # fmt: skip

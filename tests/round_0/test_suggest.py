@@ -31,7 +31,7 @@ def test_the_diagonal_does_not_count():
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory):
-    root = write_demo_data(tmp_path_factory.mktemp("suggest") / "data", 3, shape=(16, 16, 14), spacing=3.0)
+    root = write_demo_data(tmp_path_factory.mktemp("suggest") / "data", 5, shape=(24, 24, 20), spacing=2.0)
     for label in (root / "labels").glob("*"):
         label.unlink()
     for name in ("train.txt", "val.txt", "test.txt"):
