@@ -13,11 +13,16 @@ import h5py
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 from semisam_o1.cli import main
 from semisam_o1.data.phantoms import make_phantom, write_demo_data
 from semisam_o1.encoders import SAMMed3DEncoder
-from tests.jobs import as_after, small, start
+from tests.jobs import after_round_0, small, start
+
+# The same examples every time; --hypothesis-profile=default draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than the demo's
 
@@ -88,7 +93,7 @@ def run(phantom_dir, made_once) -> Path:
 @pytest.fixture
 def begun(run, tmp_path) -> Path:
     """`run` as it was after round 0: a run with other settings of the rounds goes on there."""
-    return as_after(0, run, tmp_path / "begun")
+    return after_round_0(run, tmp_path / "begun")
 
 
 @pytest.fixture(scope="session")

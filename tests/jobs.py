@@ -60,9 +60,9 @@ def start(arguments: list[str], out: Path, err: Path) -> None:
             sys.exit(main(arguments))
 
 
-def as_after(round: int, run: Path, folder: Path) -> Path:
-    """The finished run of two rounds as it was after one of them or after round 0: a copy, to go on there."""
-    later = [f"round_{number}" for number in (1, 2) if number > round]
+def after_round_0(run: Path, folder: Path) -> Path:
+    """The finished run of two rounds as it was after round 0: a copy, to go on there."""
+    later = ("round_1", "round_2")
     ends = (*later, "bundle", "pseudo_labels", "report.html", "metrics.csv", "review.csv")
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*ends))
     kept = json.loads((folder / "progress.json").read_text())

@@ -138,6 +138,26 @@ def test_what_a_killed_process_moved_aside_comes_back(ledger, label):
     assert first_voxels(ledger.reviewed / "a.nii.gz") == 3 and not list(label.parent.glob(".held-*"))
 
 
+def test_every_command_puts_right_what_a_killed_process_left(ledger, label):
+    """Before it writes; a file of the user that only looks like ours stays."""
+    save(label, 3)
+    label.rename(label.with_name(f".held-{label.name}"))
+    label.with_name(".held-notes").write_text("mine")
+    ledger.refuse_foreign([])
+    assert first_voxels(ledger.reviewed / "a.nii.gz") == 3
+    assert [path.name for path in label.parent.iterdir()] == [".held-notes"]
+
+
+def test_the_same_correction_of_two_cases_is_kept_twice(ledger, label):
+    """Names that begin alike: equal bytes of one case are no copy of the other's."""
+    second = label.with_name("a_10.nii.gz")
+    hand_out(ledger, second, 1)
+    for path in (second, label):
+        save(path, 3)
+        hand_out(ledger, path, 2)
+    assert len(list(ledger.reviewed.iterdir())) == 2
+
+
 def test_a_killed_process_that_had_put_its_version_in_place(ledger, label):
     """Its checksum is on record before the file is there, so it does not count as changed."""
     aside = partial_path(label)

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from semisam_o1.cli import main
+from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.pseudonyms import Pseudonyms
 from semisam_o1.types import DatasetError
 from tests.jobs import small
@@ -109,6 +110,15 @@ def test_a_key_is_kept_and_extended(tmp_path):
     assert Pseudonyms(key).key == {"anna": "p-17", "berta": "scan_0002"} and Pseudonyms(key).name("p-17") == "anna"
 
 
+def test_names_are_replaced_as_whole_words(tmp_path):
+    """The longest first, and never inside another word."""
+    pseudonyms = Pseudonyms(tmp_path / "key.csv")
+    names = {name: pseudonyms(name) for name in ("may", "may_2", "scan")}
+    text = "may_2 and may: dismay, scans, scan_0001; (scan)"
+    expected = f"{names['may_2']} and {names['may']}: dismay, scans, scan_0001; ({names['scan']})"
+    assert pseudonyms.text(text) == expected
+
+
 @pytest.mark.parametrize(
     "text", ["", "name,other\na,b\n", "case,pseudonym\na,x\nb,x\n", "case,pseudonym\na,../x\n", "case,pseudonym\na\n"]
 )
@@ -120,13 +130,18 @@ def test_a_key_that_cannot_serve_is_refused(tmp_path, text):
 
 def test_reasons_name_the_case_alone(cohort, tmp_path):
     """A scan that cannot be read: its path and file name are in no reason."""
-    from semisam_o1.data.datasets import open_cohort
-
     data = shutil.copytree(cohort, tmp_path / "data")
     (data / "images" / "MUELLER_01.nrrd").write_bytes(b"NRRD0004\ntype: float\n")
     found = open_cohort(data, pseudonyms=tmp_path / "key.csv")
     (reason,) = found.set_aside.values()
     assert "MUELLER" not in reason and list(found.set_aside)[0].startswith("scan_")
+
+
+def test_a_listed_scan_without_an_image_has_a_pseudonym_too(cohort, tmp_path):
+    data = shutil.copytree(cohort, tmp_path / "data")
+    (data / "images" / "MUELLER_01.nrrd").unlink()
+    found = open_cohort(data, pseudonyms=tmp_path / "key.csv")
+    assert found.set_aside and "MUELLER" not in f"{found.set_aside} {found.problems}"
 
 
 def test_the_store_of_features_has_no_paths(made):

@@ -18,7 +18,7 @@ import semisam_o1
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.errors import chain, plainly
 from semisam_o1.files import read_json
-from semisam_o1.kinds import KINDS, is_code, line, refuse, refuse_unknown, refuse_wrong, values_of
+from semisam_o1.kinds import KINDS, is_code, line, refuse, refuse_unknown, refuse_wrong, shown, values_of
 from semisam_o1.types import DatasetError
 
 ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate")  # ids that are not settings
@@ -41,6 +41,7 @@ class Config:
 
     def __init__(self, raw: dict):
         self.raw = raw
+        self._refuse_references_to_nothing()
         self._refuse_misspelt()
         found = values_of(raw)
         self._codes = [id for id, value in found.items() if is_code(value)]
@@ -75,6 +76,11 @@ class Config:
         refuse_wrong(found)
         if errors:
             raise errors[0]
+
+    def _refuse_references_to_nothing(self) -> None:
+        """Refuse "@" and "%" alone, which MONAI takes for the whole config, and references to ids that are not there."""
+        found = {id: text for id, text in flatten(self.raw).items() if refers_to_nothing(text, self.raw)}
+        refuse([f"{id} is {shown(text)}: the config has no such id." for id, text in found.items()])
 
     def _refuse_misspelt(self) -> None:
         """Refuse ids that no shipped config has and no other id refers to, and values in place of components."""
@@ -115,7 +121,7 @@ class Config:
         try:
             parser.parse()
         except Exception as error:
-            raise DatasetError(f"The config cannot be parsed: {[*chain(error)][-1]}") from error
+            raise DatasetError(f"The config cannot be parsed: {last(error)}") from error
         return {id.replace(ID_SEP_KEY, SEPARATOR): item for id, item in parser.ref_resolver.items.items()}
 
 
@@ -193,7 +199,12 @@ def result(parser: ConfigParser, id: str) -> Any:
     except Exception as error:
         if text := plainly(error):
             raise DatasetError(text) from error
-        raise DatasetError(f"{id} cannot be evaluated: {[*chain(error)][-1]}") from error
+        raise DatasetError(f"{id} cannot be evaluated: {last(error)}") from error
+
+
+def last(error: Exception) -> str:
+    """The message of the error that began a chain of them, on one line."""
+    return " ".join(str([*chain(error)][-1]).split())
 
 
 def keys_of(config: Any) -> Iterable:
@@ -209,6 +220,12 @@ def references(id: str, config: Any) -> list[str]:
     """The ids that the text of an id refers to, or that it contains as components and expressions."""
     found = ReferenceResolver.find_refs_in_config(config=config, id=id)
     return [name.replace(ID_SEP_KEY, SEPARATOR) for name in found]
+
+
+def refers_to_nothing(value: Any, ids: Iterable[str]) -> bool:
+    """Whether a value is "@" or "%" alone, or "@name#part" or "%name#part" of none of the top-level ``ids``."""
+    found = re.fullmatch(r"[@%](\w+)((#|::).*)?", value) if isinstance(value, str) else None
+    return value in ("@", "%") or (found is not None and found[1] not in ids)
 
 
 def texts_of(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from semisam_o1.data.checks import check_case, find_problems
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Problem, table
+from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Problem, left_out, table
 from semisam_o1.types import Case, DatasetError
 from tests.data.studies import SHAPE, halve, image_of, label_of, organ, with_value, write_nifti
 
@@ -52,3 +52,12 @@ def test_table_fits_whatever_it_holds():
     assert max(map(len, text.splitlines())) <= 100
     assert text.index("stops the run") < text.index("note")
     assert table([]) == "No problems found."
+
+
+@pytest.mark.parametrize("found", ["f", "found " * 12])
+def test_fifty_lines_of_a_kind_are_printed_and_the_rest_is_left_out(found):
+    """In lines of the table, so a problem that wraps counts more than once."""
+    problems = [Problem(f"case_{number:02d}", NOTE, found, "e", "r") for number in range(50)]
+    shown = sum(f"case_{number:02d}" in table(problems) for number in range(50))
+    assert len(table(problems).splitlines()) <= 2 + 50 + 2
+    assert left_out(problems) == (shown < 50) == (f"{50 - shown} more of: note" in table(problems)) == (found != "f")
