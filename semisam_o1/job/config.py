@@ -78,7 +78,7 @@ class Config:
             raise errors[0]
 
     def _refuse_references_to_nothing(self) -> None:
-        """Refuse "@" and "%" alone, which MONAI takes for the whole config, and references to ids that are not there."""
+        """Refuse references to ids that are not there, and "@" and "%" alone, which stand for the whole config."""
         found = {id: text for id, text in flatten(self.raw).items() if refers_to_nothing(text, self.raw)}
         refuse([f"{id} is {shown(text)}: the config has no such id." for id, text in found.items()])
 
