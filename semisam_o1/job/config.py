@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import ID_SEP_KEY
 
@@ -46,7 +46,7 @@ class Config:
         found = values_of(raw)
         self._codes = [id for id, value in found.items() if is_code(value)]
         refuse_wrong({id: value for id, value in found.items() if id not in self._codes})
-        self._refuse_wrong_results(ConfigParser(copy.deepcopy(raw)), with_cohort=False)
+        self._refuse_wrong_results(parser_of(raw), with_cohort=False)
 
     def needed(self, ids: Iterable[str]) -> set[str]:
         """The ids that ``ids`` depend on: themselves, the ids they contain, and the ids these refer to."""
@@ -117,7 +117,7 @@ class Config:
     @functools.cached_property
     def _items(self) -> dict[str, Any]:
         """MONAI's items of the raw config by id, parsed but not built."""
-        parser = ConfigParser(copy.deepcopy(self.raw))
+        parser = parser_of(self.raw)
         try:
             parser.parse()
         except Exception as error:
@@ -137,7 +137,7 @@ class JobConfig(Config):
 
     def __init__(self, raw: dict):
         super().__init__(raw)
-        self.cohort: Cohort = result(ConfigParser(copy.deepcopy(raw)), "cohort")
+        self.cohort: Cohort = result(parser_of(raw), "cohort")
         self._refuse_wrong_results(self._parser(), with_cohort=True)
         self.settings = self._settings()
 
@@ -156,9 +156,9 @@ class JobConfig(Config):
         return flatten({name: value for name, value in (self.raw | self.settings).items() if name not in ACTIONS})
 
     def _parser(self) -> ConfigParser:
-        return ConfigParser(
-            copy.deepcopy({k: v for k, v in self.raw.items() if k != "cohort"}) | {"cohort": self.cohort}
-        )
+        parser = parser_of({id: value for id, value in self.raw.items() if id != "cohort"})
+        parser["cohort"] = self.cohort
+        return parser
 
     def _settings(self) -> dict[str, Any]:
         parser, found = self._parser(), {}
@@ -172,6 +172,18 @@ class JobConfig(Config):
         if found.get("template"):  # as case names, or as pseudonyms
             found["template"] = [case.name for case in self.cohort.templates]
         return found
+
+
+def parser_of(raw: Mapping[str, Any]) -> ConfigParser:
+    """A parser of a copy of ``raw``. All share the table of MONAI's classes, which takes long to build."""
+    parser = ConfigParser(copy.deepcopy(dict(raw)))
+    parser.locator = _locator()
+    return parser
+
+
+@functools.cache
+def _locator() -> ComponentLocator:
+    return ComponentLocator()
 
 
 def override(parser: ConfigParser, changed: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -60,6 +61,7 @@ class RunRecord:
         write_json(self.run.record, content)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of this package and its main dependencies."""
     return {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES}
