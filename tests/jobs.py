@@ -17,7 +17,7 @@ from semisam_o1.cli import config_files, main, overrides, parser, workflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
-    "feature_voxels": 6000,
+    "feature_voxels": 3000,
     "train_voxels": 6000,
     "max_iterations": 4,
     "iterations_per_epoch": 2,

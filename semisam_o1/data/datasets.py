@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -192,15 +193,14 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
         found = f"the list cannot be read ({type(error).__name__})"
         problems.append(Problem(path.name, STOPS, found, "UTF-8 text, one name per line", "save it as plain text"))
         return []
-    names: list[str] = []
-    for text in filter(None, (line.split(",")[0].strip() for line in lines)):
-        name = _listed_name(text, images)
-        if _leaves_the_folder(name):
-            problems.append(_refusal(text, path.name))
-        elif name in names:
-            problems.append(Problem(name, NOTE, f"twice in {path.name}", "once", "counted once; delete one line"))
-        else:
-            names.append(name)
+    entries = filter(None, (line.split(",")[0].strip() for line in lines))
+    counts = Counter(_listed_name(text, images) for text in entries)
+    names = [name for name in counts if not _leaves_the_folder(name)]
+    problems += [_refusal(name, path.name) for name in counts if _leaves_the_folder(name)]
+    for name in names:
+        if counts[name] > 1:
+            found = f"{counts[name]} times in {path.name}"
+            problems.append(Problem(name, NOTE, found, "once", "counted once; delete the other lines"))
     if not names and path.name == LISTS["pool"]:
         problems.append(
             Problem(path.name, STOPS, "an empty list", "one name per line", "fill it, or delete it to use all images")

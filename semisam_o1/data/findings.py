@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ class Findings(NamedTuple):
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
     """Write all problems as CSV with `COLUMNS`, the most severe first."""
     rows = sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
-    return write_rows(path, COLUMNS, map(asdict, rows))
+    return write_rows(path, COLUMNS, map(vars, rows))
 
 
 def left_out(problems: Iterable[Problem]) -> bool:

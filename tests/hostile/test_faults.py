@@ -20,12 +20,12 @@ from tests.hostile.trials import SETTINGS, make_stock
 from tests.jobs import start
 
 SOURCE = Path(__file__).with_name("fail.c")
-FAULTS = {  # name -> call, and how many calls fail: a disk stays full, an error of a disk may pass
-    "ENOSPC": ("write", 10**9),
-    "EDQUOT": ("write", 10**9),
-    "EIO": ("write", 1),
-    "EACCES": ("open", 10**9),
-    "EROFS": ("open", 10**9),
+FAULTS = {  # name -> call, how many calls fail (a disk stays full, an error of a disk may pass), what the line says
+    "ENOSPC": ("write", 10**9, "disk is full"),
+    "EDQUOT": ("write", 10**9, "quota"),
+    "EIO": ("write", 1, ""),
+    "EACCES": ("open", 10**9, ""),
+    "EROFS": ("open", 10**9, ""),
 }
 pytestmark = pytest.mark.slow
 
@@ -54,10 +54,16 @@ def job(stock, tmp_path):
     return ["run", str(stock.data), "--output", str(tmp_path / "run"), *SETTINGS]
 
 
+def labels_of(run: Path) -> dict[str, bytes]:
+    """The final labels and the predictions of the rounds."""
+    files = [*run.glob("pseudo_labels/*"), *run.glob("round_*/predictions/*.nii.gz")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
 def assert_ends_as_undisturbed(job, stock):
     assert main(job) == 0
-    made = {path.name: path.read_bytes() for path in (Path(job[3]) / "pseudo_labels").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in (stock.run / "pseudo_labels").iterdir()}
+    made = labels_of(Path(job[3]))
+    assert len(made) > 5 and made == labels_of(stock.run)
 
 
 def assert_a_clear_line(text: str, *words: str):
@@ -77,17 +83,18 @@ def wait_for(job, step: str, process) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_the_disk(name, fail, job, stock):
-    call, count = FAULTS[name]
-    first = random.Random(name).randrange(10, 60)
-    fault = {"FOLDER": job[3], "CALL": call, "ERRNO": getattr(errno, name), "FIRST": first, "COUNT": count}
-    environment = os.environ | {f"HOSTILE_{key}": str(value) for key, value in fault.items()}
-    environment |= {"LD_PRELOAD": str(fail), "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "semisam_o1.cli", *job]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert_a_clear_line(done.stderr, job[3])
+def test_faults_of_the_disk_one_after_the_other(fail, job, stock):
+    """Each meets the job where the one before left it; in the end the same command finishes it."""
+    chance = random.Random(0)
+    for name, (call, count, said) in FAULTS.items():
+        fault = {"FOLDER": job[3], "CALL": call, "ERRNO": getattr(errno, name), "COUNT": count}
+        fault |= {"FIRST": chance.randrange(10, 60)}
+        environment = os.environ | {f"HOSTILE_{key}": str(value) for key, value in fault.items()}
+        environment |= {"LD_PRELOAD": str(fail), "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-m", "semisam_o1.cli", *job]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2, f"{name}: {done.stderr[-3000:]}"
+        assert_a_clear_line(done.stderr, job[3], said)
     assert_ends_as_undisturbed(job, stock)
 
 
@@ -100,16 +107,16 @@ def in_use() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-@pytest.mark.parametrize("more", [60, 150, 300])  # MiB; OpenBLAS waits for ever with 20
-def test_too_little_memory(more, process, job, stock, tmp_path):
-    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+def test_too_little_memory(process, job, stock, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    begun = context.Process(target=start_after_measuring, args=(more << 20, job, out, err))
-    begun.start()
-    begun.join(120)
-    assert begun.exitcode is not None  # a library in C may also end the process where no Python can say so
-    if begun.exitcode == 2:
-        assert_a_clear_line(err.read_text(), "memory")
+    for more in (60, 150, 300):  # MiB; OpenBLAS waits for ever with 20
+        out, err = tmp_path / f"out_{more}.txt", tmp_path / f"err_{more}.txt"
+        begun = context.Process(target=start_after_measuring, args=(more << 20, job, out, err))
+        begun.start()
+        begun.join(120)
+        assert begun.exitcode is not None  # a library in C may also end the process where no Python can say so
+        if begun.exitcode == 2:
+            assert_a_clear_line(err.read_text(), "memory")
     assert_ends_as_undisturbed(job, stock)
 
 
@@ -118,19 +125,20 @@ def start_after_measuring(more: int, *arguments) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", ["features", "propagation/first", "round_1/training"])
-def test_a_signal(number, status, step, process, job, stock, tmp_path):
-    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
-    begun = process(job, out, err)
-    wait_for(job, step, begun)
-    os.kill(begun.pid, number)
-    begun.join(5)
-    assert begun.exitcode == status, err.read_text()[-3000:]
-    assert_a_clear_line(err.read_text(), "give the same command again")
+def test_a_signal_at_three_steps(number, status, process, job, stock, tmp_path):
+    for step in ("features", "propagation/first", "round_1/training"):
+        out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+        begun = process(job, out, err)
+        wait_for(job, step, begun)
+        os.kill(begun.pid, number)
+        begun.join(5)
+        assert begun.exitcode == status, f"{step}: {err.read_text()[-3000:]}"
+        assert_a_clear_line(err.read_text(), "give the same command again")
     assert_ends_as_undisturbed(job, stock)
 
 
-def test_ten_kills(process, job, stock, tmp_path):
+def test_ten_kills(process, job, stock, tmp_path, capfd):
+    """At random moments, some of them in a job that goes on; the last command is as a user types it."""
     chance, kills = random.Random(0), 0
     while kills < 10:
         begun = process(job, tmp_path / "out.txt", tmp_path / "err.txt")
@@ -144,4 +152,10 @@ def test_ten_kills(process, job, stock, tmp_path):
             assert begun.exitcode == 0, (tmp_path / "err.txt").read_text()[-3000:]
             assert_ends_as_undisturbed(job, stock)
             shutil.rmtree(job[3])
+    typed = [str(Path(sys.executable).parent / "semisam-o1"), *job]
+    last = subprocess.run(typed, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    capfd.readouterr()
     assert_ends_as_undisturbed(job, stock)
+    said = capfd.readouterr().out
+    assert "going on after" in said and "training:" not in said  # all was done

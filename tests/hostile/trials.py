@@ -32,7 +32,7 @@ from tests.jobs import small
 REFUSED, ASIDE, RIGHT = "refused", "aside", "right"
 TEMPLATE, POOL, OTHER, VAL, TEST = (f"phantom_{number:02d}" for number in range(5))
 MOST_LINES, MOST_CHARACTERS, MOST_SECONDS, MOST_BYTES = 150, 40_000, 20, 8 << 30
-TINY = {"feature_voxels": 2000, "train_voxels": 2000, "max_iterations": 2, "iterations_per_epoch": 1}
+TINY = {"feature_voxels": 800, "train_voxels": 2000, "max_iterations": 2, "iterations_per_epoch": 1}
 SETTINGS = ["--device", "cpu", *small(**TINY)]
 QUICK = ["--device", "cpu", *small(**TINY, label_fusion=False, quality_estimate=False)]
 

@@ -1,14 +1,9 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
-import json
 import random
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -21,16 +16,14 @@ from monai.transforms import Compose, OneOf, RandAffined, RandFlipd, RandGaussia
 from torch import nn
 
 from semisam_o1.cli import main
-from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.errors import of_the_machine
-from semisam_o1.files import partial_path
 from semisam_o1.job.resume import Journal, lock_folder
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork, Discriminator
 from semisam_o1.methods.state import TrainingState, randomizables
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError
-from tests.jobs import labels, small
+from tests.jobs import small
 
 STEPS = ["features", "propagation/first", "propagation/fusion"]
 STEPS += ["round_1/training", "round_1/prediction", "round_1/refinement"]
@@ -260,82 +253,6 @@ def test_every_random_state_is_found():
     inner = RandAffined("image", prob=1)
     found = list(randomizables(Compose([OneOf([inner]), RandGaussianNoised("image")])))
     assert inner in found and inner.rand_affine in found and len({id(thing) for thing in found}) == len(found)
-
-
-# A real process, killed
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """The command line of the smallest job with two rounds: one scan to learn from, one to test on."""
-    data = write_demo_data(tmp_path_factory.mktemp("killed") / "data", cases=3, shape=(24, 24, 20), spacing=2.0)
-    said = {
-        "feature_voxels": 4000, "train_voxels": 4000, "max_iterations": 6, "iterations_per_epoch": 3, "knn_k": 1,
-        "checkpoint_seconds": 0, "threads": 1,
-    }  # fmt: skip
-    return ["run", str(data), "--device", "cpu", *small(**said), "--output"]
-
-
-def results(run: Path) -> dict[str, np.ndarray]:
-    files = [*run.glob("pseudo_labels/*.nii.gz"), *run.glob("round_*/predictions/*.nii.gz")]
-    return {str(path.relative_to(run)): np.asarray(nibabel.load(path).dataobj) for path in files}
-
-
-@pytest.mark.slow
-def test_a_job_killed_ten_times_ends_with_the_labels_of_one_that_was_not(job, process, tmp_path):
-    run, said = tmp_path / "killed", (tmp_path / "out.txt", tmp_path / "err.txt")
-    began = time.monotonic()
-    whole = process([*job, str(tmp_path / "whole")], *said)
-    whole.join()
-    assert whole.exitcode == 0, said[1].read_text()
-    seconds, draw, kills = time.monotonic() - began, random.Random(0), 0
-    while kills < 10:
-        killed = process([*job, str(run)], *said)
-        killed.join(draw.uniform(0.05, 0.5) * seconds)
-        killed.kill()
-        killed.join()
-        if killed.exitcode == -signal.SIGKILL:
-            kills += 1
-            continue
-        assert killed.exitcode == 0, said[1].read_text()
-        (run / "progress.json").write_text(  # done before its time: once more from somewhere
-            json.dumps(json.loads((run / "progress.json").read_text()) | {"done": ["features"]})
-        )
-    typed = [str(Path(sys.executable).parent / "semisam-o1"), *job, str(run)]  # as a user types it
-    last = subprocess.run(typed, capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
-    expected, found = results(tmp_path / "whole"), results(run)
-    assert expected and expected.keys() == found.keys()
-    for name, label in expected.items():
-        np.testing.assert_array_equal(label, found[name], err_msg=name)
-    again = process([*job, str(run)], *said)
-    again.join()
-    assert again.exitcode == 0
-    text = "".join(path.read_text() for path in said)
-    assert "going on after" in text and "training:" not in text
-
-
-FULL = Path("/dev/full")  # Linux's device that has no room, ever
-
-
-@pytest.mark.skipif(not FULL.exists(), reason=f"no {FULL}")
-def test_a_full_disk_is_said_and_blames_no_scan(begun, phantom_dir, capsys, monkeypatch):
-    """No room for the second label: one line, and the same command goes on when there is room again."""
-    journal, round_0 = begun / "progress.json", begun / "round_0"
-    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"done": ["features"]}))
-    before = labels(round_0 / "labels")
-    name = sorted(before)[1]
-    for file in round_0.rglob(f"{name.split('.')[0]}.*"):
-        file.unlink()
-    monkeypatch.setattr("semisam_o1.job.job.recover", lambda run: None)  # it would remove the stand-in
-    partial_path(round_0 / "labels" / name).symlink_to(FULL)
-    command = ["propagate", str(phantom_dir), "--output", str(begun), "--device", "cpu", *small()]
-    assert main(command) == 2
-    assert "the disk is full" in capsys.readouterr().err
-    assert not (round_0 / "labels" / name).exists()
-    assert main(command) == 0
-    assert labels(begun / "pseudo_labels").keys() == before.keys()
-    assert not json.loads((begun / "run.json").read_text())["set_aside"]
 
 
 @pytest.mark.parametrize("text", ["file write failed: errno = 28, error message = 'No space left on device'"])
