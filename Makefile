@@ -47,7 +47,8 @@ check: setup  ## ruff (rules and formatting) and mypy, in some 20 seconds
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-# Two processes; coverage by file at the end, and a file below 80% fails unless tests/coverage.txt says why.
+# Two processes; coverage by file (of all but the slow tests) at the end, and a file below 80% fails unless
+# tests/coverage.txt says why.
 test: setup  ## every test; PYTEST_ARGS="-m 'not slow'" leaves the long ones out
 	@rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(PYTEST_ARGS)

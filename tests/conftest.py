@@ -27,6 +27,13 @@ settings.load_profile("same")
 SHAPE, SPACING = (32, 32, 24), 1.5  # the phantom's field of view, coarser than the demo's
 
 
+def pytest_collection_modifyitems(items):
+    """Coverage leaves slow tests out: tracing costs two fifths of their time, and other tests reach the same lines."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
