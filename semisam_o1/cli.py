@@ -8,12 +8,10 @@ import itertools
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 # OpenMP threads that spin while they wait slow down a busy machine; threads that sleep at once slow down a free one.
 # A short spin suits both. OpenMP reads these variables when torch is imported.
@@ -26,6 +24,7 @@ from semisam_o1.errors import GO_ON, chain, plainly
 from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import as_config, printable, printable_log
 from semisam_o1.options import count, folder, read, rounds, seed, side
+from semisam_o1.signals import number_of, stoppable
 from semisam_o1.types import DatasetError, UserError
 
 if TYPE_CHECKING:
@@ -44,10 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     printable_log()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
     try:
-        return options.action(options) or 0
+        with stoppable():
+            return options.action(options) or 0
     except (UserError, OSError, RuntimeError, MemoryError) as error:  # MONAI wraps a component's error in RuntimeError
         text = plainly(error)
         if text is None:
@@ -57,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         say(f"semisam-o1: stopped. {GO_ON}", sys.stderr)
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        return 128 + number_of(stop)
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -73,11 +71,6 @@ def _write_the_rest(problems: Sequence) -> None:
         names = (f"problems_{number}.csv" if number else "problems.csv" for number in itertools.count())
         path = write_problems(next(name for name in names if not os.path.lexists(name)), problems)
         say(f"all problems: {path}", sys.stderr)
-
-
-def _stop(number: int, frame: Any) -> None:
-    """Handler of a signal: ends the command as Ctrl-C does."""
-    raise KeyboardInterrupt(number)
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,7 +26,7 @@ LAYERS = (
     {"runfolder", "runtime", "uncertainty", "options"},
     {"tables", "neighbours", "weights"},
     {"ledger"},
-    {"files", "literals", "kinds"},
+    {"files", "literals", "kinds", "signals"},
     {"errors"},
     {"types", "version", "__init__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,9 @@ def case_name(path: str | Path) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _register(loader: LoadImage | LoadImaged, dataset: str, spacing) -> None:
+def _register(loader: LoadImage | LoadImaged, dataset: str, spacing, formats: tuple[Format, ...]) -> None:
     """Register each format's reader. MONAI tries the last one first, and ITK's accepts every file: it comes first."""
-    for format in sorted(FORMATS, key=lambda format: format is not ITK):
+    for format in sorted(formats, key=lambda format: format is not ITK):
         loader.register(format.reader(dataset, spacing))
 
 
@@ -136,7 +137,7 @@ class LoadScand(LoadImaged):
 
     def __init__(self, keys: KeysCollection, dataset: str = "image", spacing=None, **kwargs):
         super().__init__(keys, ensure_channel_first=True, image_only=True, **kwargs)
-        _register(self, dataset, spacing)
+        _register(self, dataset, spacing, FORMATS)
 
 
 def read_grid(path: str | Path, dataset: str = "image", spacing=None) -> Grid:
@@ -146,9 +147,15 @@ def read_grid(path: str | Path, dataset: str = "image", spacing=None) -> Grid:
 
 def read_volume(path: str | Path, dataset: str = "image", spacing=None) -> MetaTensor:
     """One image or label as stored: (1, H, W, D) float32 with its affine."""
+    return _loader(dataset, None if spacing is None else tuple(np.broadcast_to(spacing, 3)), FORMATS)(str(path))
+
+
+@functools.cache
+def _loader(dataset: str, spacing: tuple[float, ...] | None, formats: tuple[Format, ...]) -> LoadImage:
+    """To make one takes longer than to read a small file: MONAI looks for every library that reads images."""
     loader = LoadImage(image_only=True, ensure_channel_first=True)
-    _register(loader, dataset, spacing)
-    return loader(str(path))
+    _register(loader, dataset, spacing, formats)
+    return loader
 
 
 def case_grid(case: Case, hdf5_key: str = "image", hdf5_spacing=None) -> Grid:

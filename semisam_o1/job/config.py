@@ -103,8 +103,9 @@ class Config:
     def _referred(self) -> set[str]:
         """Every id that the text of another refers to."""
         found = {name for text in texts_of(self.raw) for name in re.findall(r"%(\w+)", text)}
-        for id, item in self._items.items():
-            for name in references(id, item.get_config()):
+        texts = {id: item.get_config() for id, item in self._items.items() if isinstance(item.get_config(), str)}
+        for id, text in texts.items():
+            for name in references(id, text):
                 ends = [(outermost(id, length), outermost(name, length)) for length in (1, 2)]
                 found |= {its for own, its in ends if own != its}
         return found

@@ -51,7 +51,6 @@ def test_the_command_needs_no_label_and_sets_a_broken_scan_aside(unlabelled, tmp
     assert page.count("<img") == 2 and ranks[0][2] in page and "mean distance" in page
 
 
-@pytest.mark.slow
 def test_a_given_scan_is_not_suggested_again(unlabelled, tmp_path):
     found = suggest_template(unlabelled, tmp_path, top=9, given=["phantom_01"], feature_voxels=5000)
     assert [one.rank for one in found] == [1, 2, 3]
