@@ -23,7 +23,7 @@ import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
 from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import as_config, printable, printable_log
-from semisam_o1.options import count, folder, read, rounds, seed, side
+from semisam_o1.options import count, folder, read, rounds, seed, side, threads
 from semisam_o1.signals import number_of, stoppable
 from semisam_o1.types import DatasetError, UserError
 
@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     test.add_argument("--save-pred", type=folder, metavar="OUT", help="folder for images, labels and test.csv")
     test.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    test.add_argument("--threads", type=threads, metavar="N", help="of the CPU (all)")
     test.set_defaults(action=_test)
 
     evaluate = commands.add_parser("evaluate", help="score a run's labels against the truth")
@@ -186,7 +187,8 @@ def _pseudonyms(command: argparse.ArgumentParser) -> None:
 
 def _setting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    text = "override any id of the config, e.g. max_iterations=2000; a value that begins with $ is run as Python"
+    text = "override any id of the config, e.g. max_iterations=2000; a value that begins with $ is run as Python, "
+    text += "one with @ or % refers to another id"
     command.add_argument(
         "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend", help=text
     )
@@ -310,7 +312,7 @@ def _test(options) -> None:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    set_up(0, None, device)
+    set_up(0, options.threads, device)
     inputs = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
     say(final_test(*inputs, device))
 

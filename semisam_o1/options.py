@@ -37,6 +37,11 @@ def rounds(text: str) -> int | str:
     return _fitting(text, KINDS["num_rounds"])
 
 
+def threads(text: str) -> int | None:
+    """Parse the value of ``--threads``."""
+    return _fitting(text, KINDS["threads"])
+
+
 def _fitting(text: str, kind: Kind) -> Any:
     """The value of an option, of the given kind."""
     value = read(text)

@@ -20,8 +20,12 @@ ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 3  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # Kinds of the content of run.json and of progress.json.
-RECORD = {"settings": dict, "classes": dict, "template": list, "rounds": int, "best_round": int, "stages": list}
-JOURNAL = {"done": list, "settings": dict, "files": dict}
+# What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
+RECORD: dict[str, tuple[type, ...]] = {
+    "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
+    "stages": (list, dict), "set_aside": (dict, str), "warnings": (list, str),
+}  # fmt: skip
+JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
     "predicted_dice",
@@ -216,7 +220,7 @@ class RunFolder:
         """
         return self._read(self.journal, JOURNAL)
 
-    def _read(self, path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    def _read(self, path: Path, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
         if not path.is_file():
             return {}
         content = read_json(path)
@@ -226,7 +230,10 @@ class RunFolder:
                 f"{content.get('layout', 1)}, expected {LAYOUT}). Its labels stay as they are; name another folder "
                 "for this run."
             )
-        for name, kind in kinds.items():
-            if not isinstance(content.get(name), kind):
-                raise DatasetError(f"{path} is damaged: '{name}' is no {kind.__name__}. Restore it, or remove it.")
+        for name, (kind, *inside) in kinds.items():
+            value = content.get(name)
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            if not isinstance(value, kind) or not all(isinstance(part, tuple(inside)) for part in parts if inside):
+                expected = " of ".join(each.__name__ for each in (kind, *inside))
+                raise DatasetError(f"{path} is damaged: '{name}' is no {expected}. Restore it, or remove it.")
         return content

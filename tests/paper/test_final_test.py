@@ -86,7 +86,8 @@ def test_a_checkpoint(three_cases, tmp_path, capsys, method):
 
 def test_the_rounds_of_a_run(run, phantom_dir, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["test", str(phantom_dir), "--run", str(run), "--save-pred", str(out), "--device", "cpu"]) == 0
+    command = ["test", str(phantom_dir), "--run", str(run), "--save-pred", str(out), "--device", "cpu"]
+    assert main([*command, "--threads", "1"]) == 0
     said = capsys.readouterr().out
     assert "round 1" in said and "round 2" in said
     kept = json.loads((run / "run.json").read_text())["settings"]["largest_component"]  # the test removes nothing

@@ -1,0 +1,34 @@
+"""Damaged run.json and progress.json are refused by the entry that is wrong, before anything uses them."""
+
+import json
+
+import pytest
+
+from semisam_o1.runfolder import JOURNAL, RECORD, RunFolder
+from semisam_o1.types import DatasetError
+
+ENTRIES = [("run.json", name) for name in RECORD] + [("progress.json", name) for name in JOURNAL]
+
+
+@pytest.fixture
+def folder(run, tmp_path) -> RunFolder:
+    for name in ("run.json", "progress.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    return RunFolder(tmp_path)
+
+
+def read(folder: RunFolder, file: str) -> dict:
+    return folder.read_record() if file == "run.json" else folder.read_journal()
+
+
+@pytest.mark.parametrize(("file", "entry"), ENTRIES)
+@pytest.mark.parametrize("value", ["text", None, 1.5, [None], {"a": None}])
+def test_an_entry_of_another_type_is_named(folder, file, entry, value):
+    path = folder.path / file
+    content = json.loads(path.read_text())
+    assert read(folder, file) == content
+    if entry == "settings" and value == {"a": None}:  # settings may be anything
+        return
+    path.write_text(json.dumps(content | {entry: value}))
+    with pytest.raises(DatasetError, match=rf"{file} is damaged: '{entry}'"):
+        read(folder, file)
