@@ -93,6 +93,7 @@ def run(tmp_path):
         "settings": settings,
         "stages": stages,
         "set_aside": {"p8": "torn"},
+        "warnings": [],
     }
     (out / "run.json").write_text(json.dumps(record))
     return out, cohort
