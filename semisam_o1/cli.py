@@ -280,9 +280,12 @@ def _run(options) -> None:
 
 def _predict(options) -> int:
     from semisam_o1.data.images import cases_of
+    from semisam_o1.data.pseudonyms import refuse_key_in
     from semisam_o1.job.bundle import published_model, trained_config
     from semisam_o1.runfolder import PredictionFolder, RunFolder
 
+    if options.pseudonyms is not None:
+        refuse_key_in(options.output, options.pseudonyms)
     cases, found = cases_of(options.images, options.pseudonyms), PredictionFolder(options.output)
     found.claim(cases)  # fail before the network is built
     changed = {"output_dir": as_config(options.output), "images": as_config(options.images)}

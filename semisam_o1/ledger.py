@@ -190,13 +190,16 @@ class Ledger:
                 log.info("%s was saved again with the same voxels and grid; it counts as unchanged", original.name)
             held.unlink()
             return
-        if any(checksum(copy) == checksum(held) for copy in self._copies(original)):
+        kept = next((copy for copy in self._copies(original) if checksum(copy) == checksum(held)), None)
+        if kept is not None:
             held.unlink()
-            return
-        kept = self.kept_at(original)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        held.rename(kept)
-        log.warning("%s was changed after it was written; your version is kept in %s", original.name, kept)
+        else:
+            kept = self.kept_at(original)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            held.rename(kept)
+        log.warning(
+            "%s was changed after it was written and is replaced; your version is kept in %s", original.name, kept
+        )
 
     def kept_at(self, path: Path) -> Path:
         """Where a person's version of ``path`` is kept: labels in ``reviewed/``, other files beside it with a date."""

@@ -79,6 +79,15 @@ def test_a_changed_label_stays_if_nothing_new_is_handed_out(ledger, label):
         assert [first_voxels(path) for path in ledger.reviewed.iterdir()] == [3]
 
 
+def test_a_changed_label_that_was_copied_is_replaced_with_a_word(ledger, label, caplog):
+    save(label, 3)
+    hand_out(ledger, label, 1)  # nothing new: it stays, with a copy
+    caplog.clear()
+    hand_out(ledger, label, 2)
+    assert first_voxels(label) == 2 and "is replaced; your version is kept in" in caplog.text
+    assert [first_voxels(path).item() for path in ledger.reviewed.iterdir()] == [3]
+
+
 def test_every_version_is_kept(ledger, label):
     for value in (2, 3):
         save(label, value)

@@ -101,6 +101,25 @@ def test_later_commands_take_the_key(made, cohort, tmp_path, capsys):
     assert who_names(tmp_path / "out", "MUELLER") == set()
 
 
+@pytest.mark.slow
+def test_a_run_under_pseudonyms_asks_for_its_key(made, cohort, capsys):
+    """The advice of a changed setting, --restart-from, would write the names."""
+    command = ["run", str(cohort), "--output", str(made / "run"), "--template", "MUELLER_00", "--device", "cpu"]
+    for more in ([], ["--restart-from", "features"]):
+        assert main([*command, *more, *small(num_rounds=1)]) == 2
+        assert "Give the key: --pseudonyms FILE" in capsys.readouterr().err
+    assert who_names(made / "run", "MUELLER_") == set()
+
+
+def test_a_key_beside_the_results_is_refused(cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    scan = str(cohort / "images" / "MUELLER_01.nrrd")
+    weights = ["--weights", str(tmp_path / "none.pth")]
+    for command in (["run", str(cohort), "--template", "MUELLER_00"], ["predict", scan, *weights]):
+        assert main([*command, "--output", str(out), "--pseudonyms", str(out / "key.csv")]) == 2
+        assert "Keep the key elsewhere" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_key_is_kept_and_extended(tmp_path):
     key = tmp_path / "key.csv"
     key.write_text("case,pseudonym\nanna,p-17\n")

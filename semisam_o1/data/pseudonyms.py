@@ -63,6 +63,16 @@ class Pseudonyms:
         return replace(problem, case=self.text(problem.case), found=self.text(problem.found))
 
 
+def refuse_key_in(folder: Path, key: str | Path) -> None:
+    """Refuse a key that lies among the results whose names it knows.
+
+    Raises:
+        DatasetError: the file ``key`` is in ``folder``, or below it.
+    """
+    if Path(key).expanduser().resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(f"--pseudonyms {key} lies in {folder}, beside the results. Keep the key elsewhere.")
+
+
 def renamed(
     path: str | Path | None, names: Iterable[str], cases: Sequence[Case], problems: Sequence[Problem]
 ) -> tuple[list[Case], list[Problem]]:

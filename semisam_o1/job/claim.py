@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.pseudonyms import refuse_key_in
 from semisam_o1.files import PARTIAL, PARTIAL_NAME, hdf5_names, remove
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import DatasetError
@@ -46,6 +47,19 @@ def claim(run: RunFolder, cohort: Cohort) -> None:
             f"{run.path} has symbolic links in place of {', '.join(links[:5])}: a run writes into no other folder. "
             "Name another folder, or remove the links."
         )
+
+
+def protect_names(run: RunFolder, pseudonyms: str | Path | None) -> None:
+    """Refuse to write real names into a run under pseudonyms, or its key beside its results.
+
+    Raises:
+        DatasetError: the run has pseudonyms and no key is given, or the file of the key, ``pseudonyms``, is in the
+            folder.
+    """
+    if pseudonyms is not None:
+        refuse_key_in(run.path, pseudonyms)
+    elif run.read_record().get("settings", {}).get("pseudonyms"):
+        raise DatasetError(f"{run.path} has pseudonyms in place of names. Give the key: --pseudonyms FILE.")
 
 
 def links_in(paths: Iterable[Path]) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.pseudonyms import Pseudonyms
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
+from semisam_o1.job.claim import protect_names
 from semisam_o1.job.config import Config, override
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
@@ -50,9 +51,8 @@ def evaluate_run(
         Config(prediction(folder, overrides).get())  # also if nothing is left to predict
     kept = {name: settings[name] for name in COHORT if name in settings}
     templates = record["template"]
+    protect_names(folder, pseudonyms)
     if settings.get("pseudonyms"):
-        if pseudonyms is None:
-            raise DatasetError(f"{run} has pseudonyms in place of names. Give the key: --pseudonyms FILE.")
         templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
     kept |= {"num_classes": len(record["classes"]), "pseudonyms": pseudonyms}
     cohort = open_cohort(dataset_dir, templates, **kept)

@@ -11,7 +11,7 @@ from semisam_o1.data.findings import left_out, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
-from semisam_o1.job.claim import claim, recover, remove_stale
+from semisam_o1.job.claim import claim, protect_names, recover, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
 from semisam_o1.job.resume import Journal, lock_folder
@@ -46,6 +46,9 @@ class Job:
     """
 
     def __init__(self, config: dict):
+        folder, key = (config.get(id) for id in ("output_dir", "pseudonyms"))
+        if isinstance(folder, str) and isinstance(key, (str, type(None))):  # else one of them is refused or code
+            protect_names(RunFolder(folder), key)  # before the key is written
         self.config = JobConfig(config)
         self.cohort = self.config.cohort
         self.run_folder = RunFolder(self.config.setting("output_dir"))
