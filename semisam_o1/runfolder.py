@@ -19,7 +19,6 @@ from semisam_o1.types import Case, DatasetError, UserError
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 3  # of a run folder; folders with another layout are rejected
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
-# Kinds of the content of run.json and of progress.json.
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
@@ -230,10 +229,16 @@ class RunFolder:
                 f"{content.get('layout', 1)}, expected {LAYOUT}). Its labels stay as they are; name another folder "
                 "for this run."
             )
-        for name, (kind, *inside) in kinds.items():
-            value = content.get(name)
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            if not isinstance(value, kind) or not all(isinstance(part, tuple(inside)) for part in parts if inside):
-                expected = " of ".join(each.__name__ for each in (kind, *inside))
+        for name, kind in kinds.items():
+            if not _is(content.get(name), *kind):
+                expected = " of ".join(each.__name__ for each in kind)
                 raise DatasetError(f"{path} is damaged: '{name}' is no {expected}. Restore it, or remove it.")
         return content
+
+
+def _is(value: Any, kind: type, inside: type = object) -> bool:
+    """Whether ``value`` has the type ``kind`` and, if it is a container, what is in it the type ``inside``."""
+    if not isinstance(value, kind):
+        return False
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(isinstance(part, inside) for part in parts)

@@ -41,7 +41,7 @@ def stoppable() -> Iterator[None]:
         for timer in again:
             timer.cancel()
         sys.unraisablehook = report
-        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # None: it was not set by Python
 
 
 def number_of(stop: KeyboardInterrupt) -> int:

@@ -14,8 +14,9 @@ import SimpleITK as sitk
 from semisam_o1.cli import main
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.pseudonyms import Pseudonyms
+from semisam_o1.job import Job
 from semisam_o1.types import DatasetError
-from tests.jobs import small
+from tests.jobs import config_of, small
 
 SECRET = "MUELLER^ANNA"
 
@@ -118,6 +119,15 @@ def test_a_key_beside_the_results_is_refused(cohort, tmp_path, capsys):
     for command in (["run", str(cohort), "--template", "MUELLER_00"], ["predict", scan, *weights]):
         assert main([*command, "--output", str(out), "--pseudonyms", str(out / "key.csv")]) == 2
         assert "Keep the key elsewhere" in capsys.readouterr().err and not out.exists()
+
+
+def test_a_key_beside_the_results_is_refused_by_monai_too(cohort, tmp_path):
+    """Where both are expressions."""
+    out = tmp_path / "out"
+    ids = {"output_dir": f"${str(out)!r}", "pseudonyms": "$@output_dir + '/key.csv'", "template": ["MUELLER_00"]}
+    with pytest.raises(DatasetError, match="Keep the key elsewhere"):
+        Job(config_of(cohort, out) | ids)
+    assert not out.exists()
 
 
 def test_a_key_is_kept_and_extended(tmp_path):

@@ -111,13 +111,8 @@ def published_model(weights: str | Path, method: str) -> dict:
     name = "UNet3DSDF" if method == "dtc" else "UNet3D"
     network = {"_target_": f"semisam_o1.networks.{name}", "in_channels": 1, "num_classes": classes}
     what = as_config(f"the network of '{method}', {name}({classes} classes)")
-    file = as_config(Path(weights))
-    loaded = {
-        "_target_": "semisam_o1.weights.load_weights",
-        "network": network,
-        "file": file,
-        "what": what,
-    }
+    loaded = {"_target_": "semisam_o1.weights.load_weights", "network": network, "what": what}
+    loaded["file"] = as_config(Path(weights))
     alone = {"_target_": "semisam_o1.networks.LogitsAlone", "network": loaded}
     return {
         "network_def": alone if method == "dtc" else loaded,

@@ -48,6 +48,10 @@ class Config:
         refuse_wrong({id: value for id, value in found.items() if id not in self._codes})
         self._refuse_wrong_results(parser_of(raw), with_cohort=False)
 
+    def value(self, id: str) -> Any:
+        """What an id evaluates to, on its own."""
+        return result(parser_of(self.raw), id)
+
     def needed(self, ids: Iterable[str]) -> set[str]:
         """The ids that ``ids`` depend on: themselves, the ids they contain, and the ids these refer to."""
         found, waiting = set(), list(ids)
@@ -103,9 +107,9 @@ class Config:
     def _referred(self) -> set[str]:
         """Every id that the text of another refers to."""
         found = {name for text in texts_of(self.raw) for name in re.findall(r"%(\w+)", text)}
-        texts = {id: item.get_config() for id, item in self._items.items() if isinstance(item.get_config(), str)}
-        for id, text in texts.items():
-            for name in references(id, text):
+        for id, item in self._items.items():
+            text = item.get_config()
+            for name in references(id, text) if isinstance(text, str) else ():
                 ends = [(outermost(id, length), outermost(name, length)) for length in (1, 2)]
                 found |= {its for own, its in ends if own != its}
         return found
@@ -133,14 +137,30 @@ class JobConfig(Config):
     Only the cohort is built once and shared.
 
     Raises:
-        DatasetError: settings or data set cannot be used.
+        DatasetError: settings cannot be used; for those that depend on the data set, and for the data set itself, at
+            their first use.
     """
 
-    def __init__(self, raw: dict):
-        super().__init__(raw)
-        self.cohort: Cohort = result(parser_of(raw), "cohort")
-        self._refuse_wrong_results(self._parser(), with_cohort=True)
-        self.settings = self._settings()
+    @functools.cached_property
+    def cohort(self) -> Cohort:
+        """Opened at the first use, which also writes the key of pseudonyms."""
+        return self.value("cohort")
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every top-level id that holds a number, a text or a list of these."""
+        parser, found = self._parser(), {}
+        self._refuse_wrong_results(parser, with_cohort=True)
+        for name, value in self.raw.items():
+            if name in ACTIONS or name == "cohort" or isinstance(value, dict):
+                continue
+            value = result(parser, name)
+            parts = value if isinstance(value, (list, tuple)) else [value]
+            if all(isinstance(part, PLAIN) for part in parts):
+                found[name] = list(value) if isinstance(value, tuple) else value
+        if found.get("template"):  # as case names, or as pseudonyms
+            found["template"] = [case.name for case in self.cohort.templates]
+        return found
 
     def build(self, id: str, round: int | None = None, **changed: Any) -> Any:
         """Build ``id`` for ``round``, with the other ids ``changed``."""
@@ -160,19 +180,6 @@ class JobConfig(Config):
         parser = parser_of({id: value for id, value in self.raw.items() if id != "cohort"})
         parser["cohort"] = self.cohort
         return parser
-
-    def _settings(self) -> dict[str, Any]:
-        parser, found = self._parser(), {}
-        for name, value in self.raw.items():
-            if name in ACTIONS or name == "cohort" or isinstance(value, dict):
-                continue
-            value = result(parser, name)
-            parts = value if isinstance(value, (list, tuple)) else [value]
-            if all(isinstance(part, PLAIN) for part in parts):
-                found[name] = list(value) if isinstance(value, tuple) else value
-        if found.get("template"):  # as case names, or as pseudonyms
-            found["template"] = [case.name for case in self.cohort.templates]
-        return found
 
 
 def parser_of(raw: Mapping[str, Any]) -> ConfigParser:

@@ -46,12 +46,10 @@ class Job:
     """
 
     def __init__(self, config: dict):
-        folder, key = (config.get(id) for id in ("output_dir", "pseudonyms"))
-        if isinstance(folder, str) and isinstance(key, (str, type(None))):  # else one of them is refused or code
-            protect_names(RunFolder(folder), key)  # before the key is written
         self.config = JobConfig(config)
+        self.run_folder = RunFolder(self.config.value("output_dir"))
+        protect_names(self.run_folder, self.config.value("pseudonyms"))
         self.cohort = self.config.cohort
-        self.run_folder = RunFolder(self.config.setting("output_dir"))
         self.record = RunRecord(self.run_folder, self.config)
         self.auto = self.config.setting("num_rounds") == "auto"
         if not self.auto:

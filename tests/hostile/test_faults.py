@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,16 @@ def labels_of(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
+def assert_whole_or_not_at_all(job, stock):
+    """Every label that is there is the one of an undisturbed run."""
+    assert labels_of(Path(job[3])).items() <= labels_of(stock.run).items()
+
+
 def assert_ends_as_undisturbed(job, stock):
     assert main(job) == 0
     made = labels_of(Path(job[3]))
     assert len(made) > 5 and made == labels_of(stock.run)
+    assert not json.loads((Path(job[3]) / "run.json").read_text())["set_aside"]  # no scan is blamed
 
 
 def assert_a_clear_line(text: str, *words: str):
@@ -95,6 +102,7 @@ def test_faults_of_the_disk_one_after_the_other(fail, job, stock):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2, f"{name}: {done.stderr[-3000:]}"
         assert_a_clear_line(done.stderr, job[3], said)
+        assert_whole_or_not_at_all(job, stock)
     assert_ends_as_undisturbed(job, stock)
 
 
@@ -117,6 +125,7 @@ def test_too_little_memory(process, job, stock, tmp_path):
         assert begun.exitcode is not None  # a library in C may also end the process where no Python can say so
         if begun.exitcode == 2:
             assert_a_clear_line(err.read_text(), "memory")
+        assert_whole_or_not_at_all(job, stock)
     assert_ends_as_undisturbed(job, stock)
 
 
@@ -134,21 +143,26 @@ def test_a_signal_at_three_steps(number, status, process, job, stock, tmp_path):
         begun.join(5)
         assert begun.exitcode == status, f"{step}: {err.read_text()[-3000:]}"
         assert_a_clear_line(err.read_text(), "give the same command again")
+        assert_whole_or_not_at_all(job, stock)
     assert_ends_as_undisturbed(job, stock)
 
 
 def test_ten_kills(process, job, stock, tmp_path, capfd):
-    """At random moments, some of them in a job that goes on; the last command is as a user types it."""
-    chance, kills = random.Random(0), 0
+    """At random moments, many of them in a job that goes on; the last command is as a user types it."""
+    job = [*job, "--set", "max_iterations=6", "iterations_per_epoch=3", "checkpoint_seconds=0"]  # all steps are kept
+    stock = replace(stock, run=tmp_path / "whole")
+    began = time.monotonic()
+    assert main(["run", str(stock.data), "--output", str(stock.run), *job[4:]]) == 0
+    seconds, chance, kills = time.monotonic() - began, random.Random(0), 0
     while kills < 10:
         begun = process(job, tmp_path / "out.txt", tmp_path / "err.txt")
-        begun.join(chance.uniform(0.2, 3))
-        if begun.is_alive():
-            begun.kill()
-            begun.join()
+        begun.join(chance.uniform(0.05, 0.5) * seconds)
+        begun.kill()
+        begun.join()
         if begun.exitcode == -signal.SIGKILL:
             kills += 1
-        else:
+            assert_whole_or_not_at_all(job, stock)
+        else:  # done before its time: once more from the beginning
             assert begun.exitcode == 0, (tmp_path / "err.txt").read_text()[-3000:]
             assert_ends_as_undisturbed(job, stock)
             shutil.rmtree(job[3])

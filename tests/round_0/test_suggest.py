@@ -50,6 +50,11 @@ def test_the_command_needs_no_label_and_sets_a_broken_scan_aside(unlabelled, tmp
     page = (tmp_path / "suggestion.html").read_text()
     assert page.count("<img") == 2 and ranks[0][2] in page and "mean distance" in page
 
+    first = ranks[0][2]
+    again = ["suggest-template", str(unlabelled), "--given", first, "--top", "9", "--output", str(tmp_path)]
+    assert main(again) == 0
+    assert first not in [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:-1]]
+
 
 def test_a_given_scan_is_not_suggested_again(unlabelled, tmp_path):
     found = suggest_template(unlabelled, tmp_path, top=9, given=["phantom_01"], feature_voxels=5000)
