@@ -207,7 +207,7 @@ def _check_label(path: Path, spacing, grid: Grid | None, classes: Iterable[int] 
     # exactly whole, because one-hot coding truncates 0.9999 to 0
     if not (np.isfinite(values) & (values == np.rint(values))).all():
         remedy = "store class numbers, unscaled and not interpolated"
-        raise _Fault("the label is not of whole numbers", "0, 1, 2 ...", remedy)
+        raise _Fault("the label has values that are not whole numbers", "0, 1, 2 ...", remedy)
     if values.min() < 0:
         raise _Fault(f"the label holds {values.min():.0f}", "0 or more", "renumber the classes from 1")
     # counting is ten times as fast as sorting, but takes much memory if the values are not class numbers

@@ -19,7 +19,7 @@ from monai.transforms import LoadImage, LoadImaged
 from semisam_o1.data.grids import Grid
 from semisam_o1.types import Affine, Case
 
-UNSAID_SPACING = "HDF5 files say no voxel size and none was given: taken as 1 mm along each axis."
+UNSAID_SPACING = "HDF5 files have no voxel size, and none was given: 1 mm along each axis is assumed."
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ BROKEN_LABELS = {
     "2D": (lambda path: write_nifti(path, organ()[..., 3]), "a 2D label"),
     "affine": (lambda path: write_nifti(path, organ(), moved(0.5)), "affine differs, by 0.5 voxels"),
     "spacing": (lambda path: write_nifti(path, organ(), np.diag([1, 1, 1.1, 1])), "affine differs"),
-    "fractions": (lambda path: write_nifti(path, with_value(0.5, organ())), "not of whole numbers"),
-    "NaN": (lambda path: write_nifti(path, with_value(np.nan, organ())), "not of whole numbers"),
+    "fractions": (lambda path: write_nifti(path, with_value(0.5, organ())), "not whole numbers"),
+    "NaN": (lambda path: write_nifti(path, with_value(np.nan, organ())), "not whole numbers"),
     "negative": (lambda path: write_nifti(path, with_value(-1, organ())), "holds -1"),
 }
 

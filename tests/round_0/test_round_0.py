@@ -95,7 +95,7 @@ def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
     assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
     label[label == 1] = 0
     nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), tmp_path / "label.nii.gz")
-    with pytest.raises(UserError, match="no class fills a token of 8 mm"):
+    with pytest.raises(UserError, match="of 8 mm"):
         first_pass_engine(store, cohort, copy, tmp_path)
 
 
