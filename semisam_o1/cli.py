@@ -104,9 +104,7 @@ def parser() -> argparse.ArgumentParser:
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a finished run; its bundle is code: use one you trust")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
-    predict.add_argument(
-        "--method", default="mt", choices=PUBLISHED, help="with --weights (mt); dtc uses another network"
-    )
+    _published_method(predict)
     predict.add_argument("--output", required=True, type=folder)
     _pseudonyms(predict)
     _setting_options(predict)
@@ -117,13 +115,14 @@ def parser() -> argparse.ArgumentParser:
     source = test.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
     source.add_argument("--run", type=Path, metavar="RUN", help="folder of a finished run: score each round")
-    test.add_argument("--method", default="mt", choices=PUBLISHED, help="with --weights (mt)")
+    _published_method(test)
     test.add_argument(
         "--test-list", default="test.txt", metavar="FILE", help="list of cases, a file in DIR or a path (test.txt)"
     )
     test.add_argument("--save-pred", type=folder, metavar="OUT", help="folder for images, labels and test.csv")
     test.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     test.add_argument("--threads", type=threads, metavar="N", help="of the CPU (all)")
+    _pseudonyms(test)
     test.set_defaults(action=_test)
 
     evaluate = commands.add_parser("evaluate", help="score a run's labels against the truth")
@@ -178,6 +177,12 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _pseudonyms(command)
     _setting_options(command)
+
+
+def _published_method(command: argparse.ArgumentParser) -> None:
+    ours = {name: published for published, name in PUBLISHED_NAMES.items()}
+    text = "with --weights (mt): the method that it was trained with; dtc has another network"
+    command.add_argument("--method", default="mt", type=lambda name: ours.get(name, name), choices=PUBLISHED, help=text)
 
 
 def _pseudonyms(command: argparse.ArgumentParser) -> None:
@@ -317,7 +322,7 @@ def _test(options) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     set_up(0, options.threads, device)
     inputs = (options.dataset_dir, options.weights, options.run, options.method, options.test_list, options.save_pred)
-    say(final_test(*inputs, device))
+    say(final_test(*inputs, device, options.pseudonyms))
 
 
 def _evaluate(options) -> None:
@@ -332,14 +337,20 @@ def _validate(options) -> None:
     from semisam_o1.job.config import JobConfig
 
     job = workflow(config_files(options), "training", overrides(options))
-    logging.getLogger("semisam_o1").setLevel(logging.ERROR)  # the table is printed below, once
     config = JobConfig(job.parser.get())
+    logger = logging.getLogger("semisam_o1")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        problems = config.cohort.problems  # opened here; the table is printed below, once
+    finally:
+        logger.setLevel(level)
     names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels")
     settings = {name: config.setting(name) for name in names}
     if settings["num_rounds"] == "auto":
         settings["num_rounds"] = config.setting("most_rounds")
     scans = config.setting("labelled_batch") + config.setting("pool_batch")
-    _write_the_rest(config.cohort.problems)
+    _write_the_rest(problems)
     say(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
 
 

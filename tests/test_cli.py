@@ -2,7 +2,7 @@
 
 import pytest
 
-from semisam_o1.cli import main
+from semisam_o1.cli import PUBLISHED_NAMES, main, parser
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,18 @@ def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments
     message = capsys.readouterr()
     assert said in message.err + message.out and "Traceback" not in message.err
     assert not (tmp_path / "run" / "round_0").exists()
+
+
+def test_a_folder_too_low_and_one_that_is_not_there_are_said(phantom_dir, tmp_path, capsys):
+    assert main(["validate", str(phantom_dir / "images")]) == 2
+    assert "name the folder above it" in capsys.readouterr().err
+    scan = str(phantom_dir / "images" / "phantom_01.nii.gz")
+    assert main(["predict", scan, "--run", str(tmp_path / "RUNN"), "--output", str(tmp_path / "out")]) == 2
+    assert "RUNN: no such folder" in capsys.readouterr().err
+
+
+def test_published_methods_have_both_names():
+    command = ["predict", "x.nii", "--weights", "w.pth", "--output", "out", "--method"]
+    for published, ours in PUBLISHED_NAMES.items():
+        assert parser().parse_args([*command, ours]).method == published
+        assert parser().parse_args([*command, published]).method == published

@@ -103,6 +103,20 @@ def test_later_commands_take_the_key(made, cohort, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_published_test_takes_the_key(made, cohort, tmp_path, capfd):
+    out = tmp_path / "out"
+    command = ["test", str(cohort), "--run", str(made / "run"), "--save-pred", str(out), "--device", "cpu"]
+    (tmp_path / "one.txt").write_text("MUELLER_00\n")
+    command += ["--test-list", str(tmp_path / "one.txt")]
+    assert main(command) == 2 and "--pseudonyms" in capfd.readouterr().err
+    assert main([*command, "--pseudonyms", str(out / "key.csv")]) == 2 and not out.exists()
+    capfd.readouterr()
+    assert main([*command, "--pseudonyms", str(made / "key.csv")]) == 0
+    assert "scan_0001" in (said := capfd.readouterr().out) and "MUELLER" not in said
+    assert who_names(out, "MUELLER") == set()
+
+
+@pytest.mark.slow
 def test_a_run_under_pseudonyms_asks_for_its_key(made, cohort, capsys):
     """The advice of a changed setting, --restart-from, would write the names."""
     command = ["run", str(cohort), "--output", str(made / "run"), "--template", "MUELLER_00", "--device", "cpu"]

@@ -166,7 +166,9 @@ def _find_files(root: Path, problems: list[Problem]) -> tuple[dict[str, list[Pat
     if hdf5 and images:
         problems.append(Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away"))
     if not hdf5 and not images:
-        problems.append(Problem("data set", STOPS, "no image", layout, "check the path and the suffixes"))
+        above = root.name in ("images", "data") and any(format_of(path) for path in root.glob("*"))
+        remedy = "name the folder above it" if above else "check the path and the suffixes"
+        problems.append(Problem("data set", STOPS, "no image", layout, remedy))
     if images:
         return images, _index(root, "images", problems, "labels")
     return hdf5, {name: paths for name, paths in hdf5.items() if _has_label(paths[0])}

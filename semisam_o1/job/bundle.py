@@ -91,7 +91,8 @@ def trained_config(run: RunFolder) -> dict:
     """
     path = run.bundle / "configs" / "inference.json"
     if not path.is_file():
-        raise DatasetError(f"{run.path}: no trained bundle there; expected the folder of a finished run.")
+        found = "no trained bundle there" if run.path.is_dir() else "no such folder"
+        raise DatasetError(f"{run.path}: {found}; expected the folder of a finished run.")
     config = read_json(path)
     if missing := [id for id in ("network_def", "evaluator", "run") if id not in config]:
         raise DatasetError(f"{path} is damaged: no {', '.join(missing)}. Give the command of the run again.")

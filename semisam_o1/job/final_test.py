@@ -17,7 +17,9 @@ from semisam_o1.data import image_chain, read_grid, read_volume, to_grid
 from semisam_o1.data.datasets import listed_cases
 from semisam_o1.data.export import write_label
 from semisam_o1.data.formats import format_of
+from semisam_o1.data.pseudonyms import refuse_key_in, renamed
 from semisam_o1.job.bundle import trained_config
+from semisam_o1.job.claim import protect_names
 from semisam_o1.ledger import Ledger
 from semisam_o1.literals import as_config
 from semisam_o1.networks import LogitsAlone, ProbabilityWindows, UNet3D, UNet3DSDF
@@ -167,15 +169,23 @@ def final_test(
     test_list: str = "test.txt",
     save: Path | None = None,
     device: str = "cpu",
+    pseudonyms: str | Path | None = None,
 ) -> str:
     """Run the published test on a checkpoint (``weights``), or on each round of a ``run``, and return a table.
 
     ``save``: folder for image, truth and prediction of each case, and for ``test.csv``, one row per case and class.
+    ``pseudonyms``: file of names to use in place of case names.
 
     Raises:
-        DatasetError, UserError, FileNotFoundError: the list, data, checkpoint or run cannot be used.
+        DatasetError, UserError, FileNotFoundError: the list, data, checkpoint or run cannot be used, or the run is one
+            under pseudonyms and no key is given.
     """
+    if run is not None:
+        protect_names(RunFolder(run), pseudonyms)
+    if save is not None and pseudonyms is not None:
+        refuse_key_in(save, pseudonyms)
     cases = listed_cases(dataset_dir, test_list)
+    cases, _ = renamed(pseudonyms, [case.name for case in cases], cases, ())
     if weights is not None:
         network, classes = published_network(weights, method)
         models = iter([(Path(weights).name, published_predictor(network, device), classes)])

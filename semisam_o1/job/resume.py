@@ -113,8 +113,8 @@ class Journal:
             )
             more = f"; and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
             raise DatasetError(
-                f"{self.run.path} was started with other settings ({text}{more}), so its results from step '{part_of(stale)}' "
-                "on do not match. Name another folder, use the old settings, or add "
+                f"{self.run.path} was started with other settings ({text}{more}), so its results from step "
+                f"'{part_of(stale)}' on do not match. Name another folder, use the old settings, or add "
                 f"--restart-from {part_of(stale)}."
             )
         self.half_done_fits = restart_from is None and not (changed or came or went)

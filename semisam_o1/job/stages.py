@@ -108,7 +108,7 @@ def quality(job: Job, round: int, cases: Cases = None) -> None:
 def lacking_quality(job: Job, round: int, later: bool) -> list[Case]:
     folder = job.run_folder.round(round)
     found = folder.quality.read()
-    return [case for case in labelled_cases(job) if case.name not in found and folder.final(case.name).is_file()]
+    return [case for case in labelled_cases(job) if case.name not in found]
 
 
 def labelled_cases(job: Job) -> list[Case]:

@@ -156,8 +156,9 @@ def first_pass_engine(
     references = [template.reference for template in templates]
     if not published and not any(reference.label.argmax(0).any() for reference in references):
         raise UserError(
-            f"template {templates[0].name}: no class fills a token (a cell of the feature grid) of {templates[0].features.step_mm:.3g} mm, and "
-            "nothing can be carried over: use a smaller feature_spacing or feature_step, or another encoder."
+            f"template {templates[0].name}: no class fills a token (a cell of the feature grid) of "
+            f"{templates[0].features.step_mm:.3g} mm, and nothing can be carried over: "
+            "use a smaller feature_spacing or feature_step, or another encoder."
         )
     bases = [principal(reference.tokens, CHANNELS) for reference in references]
     folder, stored = RunFolder(output_dir).round(0), store.frame("stored")

@@ -143,7 +143,8 @@ def reason(suggestion: Suggestion, scores: np.ndarray) -> str:
     typical = float(np.median(scores))
     share = 100 * (1 - suggestion.distance / typical)
     return (
-        f"mean distance to the other scans {suggestion.distance:.4f}, {share:.0f}% below that of the median scan "
+        f"mean distance to the other scans {suggestion.distance:.4f}, {abs(share):.0f}% "
+        f"{'below' if share >= 0 else 'above'} that of the median scan "
         f"({typical:.4f}); least similar: {suggestion.furthest}"
     )
 

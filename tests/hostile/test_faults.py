@@ -143,6 +143,7 @@ def test_a_signal_at_three_steps(number, status, process, job, stock, tmp_path):
         begun.join(5)
         assert begun.exitcode == status, f"{step}: {err.read_text()[-3000:]}"
         assert_a_clear_line(err.read_text(), "give the same command again")
+        assert "terminating" not in out.read_text() + err.read_text()
         assert_whole_or_not_at_all(job, stock)
     assert_ends_as_undisturbed(job, stock)
 

@@ -38,6 +38,13 @@ def data(phantom_dir, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """A made-up setting may be a path: what is written there stays out of the checkout."""
+    with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
+        yield
+
+
 @often
 @given(found=some.tuples(contents, contents, contents))
 def test_any_lists_give_a_cohort_or_an_error_for_users(data, found):

@@ -8,7 +8,7 @@ import pytest
 
 from semisam_o1.cli import main
 from semisam_o1.data.phantoms import write_demo_data
-from semisam_o1.round_0.suggest import Suggestion, coverage, suggest_template, write_page
+from semisam_o1.round_0.suggest import Suggestion, coverage, reason, suggest_template, write_page
 from semisam_o1.types import Case, DatasetError
 
 DISTANCES = np.array([[0, 1, 5, 9], [1, 0, 2, 9], [5, 2, 0, 4], [9, 9, 4, 0]], float)
@@ -67,6 +67,10 @@ def test_a_given_case_that_is_not_there_is_named(unlabelled, tmp_path, capsys):
         suggest_template(unlabelled, tmp_path, given=["nobody"])
     assert main(["suggest-template", str(unlabelled), "--given", "nobody", "--output", str(tmp_path)]) != 0
     assert "nobody" in capsys.readouterr().err
+
+
+def test_a_scan_may_be_less_central_than_the_median():
+    assert "16% above that of the median scan" in reason(Suggestion(9, "far", 0.58, "near"), np.array([0.5]))
 
 
 def test_names_on_the_page_are_text(tmp_path):
