@@ -19,7 +19,6 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from benchmarks.propagation import drawn, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import choose_spacing
 from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.encoders.mind import mind
@@ -98,8 +97,8 @@ def run(options) -> None:
         pair = tuple(
             nibabel.Nifti1Image(volume[0].numpy(), np.asarray(volume.affine, float))
             for volume in (
-                read_volume(template.image, cohort.hdf5_key, cohort.hdf5_spacing),
-                read_volume(template.label, "label", cohort.hdf5_spacing),
+                cohort.reader.volume(template.image),
+                cohort.label_volume(template),
             )
         )
         print(f"\n{options.split}, {len(cases)} cases, template {template.name}")

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks import rivals
+from semisam_o1.data import ScanReader
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import choose_spacing, to_grid
 from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.data.transforms import image_chain
@@ -98,7 +98,7 @@ def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: 
         if label_fusion:
             label_fusion_engine(store, cohort, cases, folder).run(cases, epoch_length=count)
         found = RunFolder(folder).round(0)
-        labels = (read_volume(found.label(case.name))[0].numpy().astype(int) for case in cases)
+        labels = (ScanReader().volume(found.label(case.name))[0].numpy().astype(int) for case in cases)
         return np.array([mean_dice(label, case, cohort) for label, case in zip(labels, cases)])
 
 
@@ -134,14 +134,14 @@ def timed(work: Callable, folder: Path, count: int) -> tuple[Callable, float, fl
         work()
 
     def label(case: Case) -> np.ndarray:
-        return read_volume(RunFolder(folder).round(0).label(case.name))[0].numpy().astype(int)
+        return ScanReader().volume(RunFolder(folder).round(0).label(case.name))[0].numpy().astype(int)
 
     return label, rows[0][1] / count, rows[0][2]
 
 
 def rival(method: Callable, store, cohort: Cohort, cases: Sequence[Case], spacing: float):
     reference = templates_of(store, cohort)[0].reference
-    chain = image_chain(spacing, cohort.hdf5_key, cohort.hdf5_spacing)
+    chain = image_chain(spacing, cohort.reader)
     template = chain(cohort.templates[0].item())["image"][0].numpy()
     rows, labels, seconds = [], {}, 0.0
     with Stopwatch("rival", lambda *row: rows.append(row)):
@@ -155,13 +155,13 @@ def rival(method: Callable, store, cohort: Cohort, cases: Sequence[Case], spacin
 
 
 def fill(store: FeatureStore, cohort: Cohort, cases: Sequence[Case], spacing: float) -> None:
-    chain, inferer = image_chain(spacing, cohort.hdf5_key, cohort.hdf5_spacing), TokenInferer()
+    chain, inferer = image_chain(spacing, cohort.reader), TokenInferer()
     for case in cases:
         tokens = inferer(chain(case.item())["image"][None], store.encoder)
         store.save(case, tokens.as_tensor()[0], np.asarray(tokens.affine).reshape(-1, 4, 4)[0], cohort.grid(case))
 
 
 def mean_dice(label: np.ndarray, case: Case, cohort: Cohort) -> float:
-    truth = read_volume(case.label, "label", cohort.hdf5_spacing)[0].numpy().astype(int)
+    truth = cohort.label(case).numpy()
     pairs = [(label == number, truth == number) for number in range(1, cohort.num_classes)]
     return float(np.mean([2 * (p & t).sum() / max(1, p.sum() + t.sum()) for p, t in pairs]))

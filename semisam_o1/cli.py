@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     propagate.set_defaults(action=_run, run_id="propagate", method=None, refinement=None, num_rounds=None)
 
     predict = commands.add_parser("predict", help="segment new scans with a trained model")
-    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="scans, or folders of scans, one file a scan")
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="folder of a finished run; its bundle is code: use one you trust")
     source.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint of the published code")
@@ -144,7 +144,12 @@ def parser() -> argparse.ArgumentParser:
     suggest.add_argument("dataset_dir", metavar="DIR")
     suggest.add_argument("--top", type=count, default=5, help="number of suggestions (5)")
     suggest.add_argument("--given", nargs="+", default=[], metavar="CASE", help="scans already outlined")
-    suggest.add_argument("--output", type=folder, default=Path("suggestion"), help="folder for the page with pictures")
+    suggest.add_argument(
+        "--output",
+        type=folder,
+        default=Path("suggestion"),
+        help="folder for the page with pictures (suggestion, in the working directory)",
+    )
     suggest.add_argument("--spacing", type=side, nargs="+", help="voxel size of HDF5 scans, mm")
     suggest.add_argument("--seed", type=seed, default=0)
     suggest.set_defaults(action=_suggest)
@@ -193,7 +198,7 @@ def _pseudonyms(command: argparse.ArgumentParser) -> None:
 def _setting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     text = "override any id of the config, e.g. max_iterations=2000; a value that begins with $ is run as Python, "
-    text += "one with @ or % refers to another id"
+    text += "one with @ or %% refers to another id"
     command.add_argument(
         "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend", help=text
     )
@@ -293,7 +298,7 @@ def _predict(options) -> int:
         refuse_key_in(options.output, options.pseudonyms)
     cases, found = cases_of(options.images, options.pseudonyms), PredictionFolder(options.output)
     found.claim(cases)  # fail before the network is built
-    changed = {"output_dir": as_config(options.output), "images": as_config(options.images)}
+    changed = {"output_dir": as_config(options.output), "images": as_config([case.image for case in cases])}
     if options.weights:
         config, changed["bundle_root"] = CONFIGS / "inference.json", as_config(CONFIGS.parent)
         changed |= published_model(options.weights, options.method)
@@ -355,14 +360,21 @@ def _validate(options) -> None:
 
 
 def _suggest(options) -> None:
+    from semisam_o1.data import ScanReader
     from semisam_o1.round_0.suggest import suggest_template
 
     spacing = options.spacing[0] if options.spacing and len(options.spacing) == 1 else options.spacing
     refuse_wrong({"spacing": spacing})
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = suggest_template(
-        options.dataset_dir, options.output, options.top, options.given, spacing=spacing, seed=options.seed
+        options.dataset_dir,
+        options.output,
+        options.top,
+        options.given,
+        reader=ScanReader(spacing=spacing),
+        seed=options.seed,
     )
+    say("distance: the mean to the other scans; the scan with the smallest is the best to outline")
     say(f"{'rank':>4}  {'distance':>8}  case")
     for suggestion in found:
         say(f"{suggestion.rank:4}  {suggestion.distance:8.4f}  {suggestion.case}")

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.files import checksum, write_hdf5
+from semisam_o1.files import checksum, read_hdf5, write_hdf5
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Affine, Case, Tokens, UserError
 
@@ -98,7 +97,7 @@ class FeatureStore:
     def fresh(self, case: Case) -> bool:
         """Whether the case has features of the present scan, encoder and settings."""
         try:
-            with h5py.File(self.path(case.name), "r") as file:
+            with read_hdf5(self.path(case.name)) as file:
                 found = {name: file.attrs[name] for name in (*self.made_by, "spacing_mm", *SCAN)}
         except (OSError, KeyError):  # missing, or not a file of this store: compute it
             return False
@@ -129,7 +128,7 @@ class FeatureStore:
         """
         if not self.path(name).exists():
             raise FileNotFoundError(f"case {name}: no features in {self.folder}; run the stage 'features' first.")
-        with h5py.File(self.path(name), "r") as file:
+        with read_hdf5(self.path(name)) as file:
             tokens = torch.from_numpy(file["tokens"][()].astype(np.float32))
             scan = Grid(file["scan_affine"][()], tuple(int(n) for n in file["scan_shape"][()]))
             return Features(tokens, file["affine"][()], file["descriptor"][()], scan)
@@ -138,7 +137,7 @@ class FeatureStore:
         """The global descriptors of ``names``, (N, C); tokens are not read."""
         rows = []
         for name in names:
-            with h5py.File(self.path(name), "r") as file:
+            with read_hdf5(self.path(name)) as file:
                 rows.append(file["descriptor"][()])
         return np.stack(rows)
 

@@ -117,6 +117,11 @@ def write_json(path: str | Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def read_hdf5(path: str | Path) -> h5py.File:
+    """An HDF5 file to read. No lock is taken: file systems without locks refuse one, and files are written whole."""
+    return h5py.File(path, "r", locking=False)
+
+
 @contextlib.contextmanager
 def write_hdf5(path: str | Path) -> Iterator[h5py.File]:
     """An HDF5 file in memory, written atomically at the end: HDF5 itself loses the cause of a failed write."""
@@ -139,7 +144,7 @@ def write_torch(path: str | Path, content: Any) -> None:
 def hdf5_names(path: Path) -> set[str]:
     """The names at the top of an HDF5 file; none if it is not one."""
     try:
-        with h5py.File(path, "r") as file:
+        with read_hdf5(path) as file:
             return set(file)
     except OSError:
         return set()
@@ -157,7 +162,7 @@ class WorkFiles:
     def has(self, name: str, key: str) -> bool:
         if not self.path(name).exists():
             return False
-        with h5py.File(self.path(name), "r") as file:
+        with read_hdf5(self.path(name)) as file:
             return key in file
 
     def save(self, name: str, half: dict[str, torch.Tensor], plain: dict) -> None:
@@ -170,12 +175,12 @@ class WorkFiles:
 
     def groups(self, name: str, key: str) -> list[str]:
         """The names below the path ``key``, sorted; empty if the path does not exist."""
-        with h5py.File(self.path(name), "r") as file:
+        with read_hdf5(self.path(name)) as file:
             return sorted(file[key]) if key in file else []
 
     def load(self, name: str, keys: Iterable[str]) -> list:
         """The values of ``keys``: float32 tensors; text as str, several texts as a list."""
-        with h5py.File(self.path(name), "r") as file:
+        with read_hdf5(self.path(name)) as file:
             return [plain(file[key]) for key in keys]
 
 

@@ -16,8 +16,8 @@ from monai.utils import CommonKeys as Keys
 from torch import nn
 
 from semisam_o1.data.export import write_label, write_share, write_weights
-from semisam_o1.data.formats import case_grid
 from semisam_o1.data.grids import to_grid
+from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.files import WorkFiles, atomic_write
 from semisam_o1.runfolder import PredictionFolder, RunFolder
@@ -58,7 +58,8 @@ class PredictionSaver:
         over_padding: as published, take the mean uncertainty over the network's input, including the even padding that
             the inferer may return; else over the scan.
         largest_component: the classes to reduce to their largest component.
-        hdf5_key, hdf5_spacing: see `formats.HDF5Reader`.
+        reader: how scans are read.
+        class_numbers: the class number of each channel; None: 0, 1, 2, ...
         writing: how label and map are written: path -> context of a temporary path.
     """
 
@@ -72,14 +73,14 @@ class PredictionSaver:
         kept: WorkFiles | None = None,
         over_padding: bool = False,
         largest_component: Sequence[int] = (),
-        hdf5_key: str = "image",
-        hdf5_spacing=None,
+        reader: ScanReader | None = None,
+        class_numbers: Sequence[int] | None = None,
         writing: Callable[[Path], AbstractContextManager[Path]] = atomic_write,
     ):
         self.writing = writing
         self.cases = {case.name: case for case in cases}
         self.label, self.uncertainty_map, self.table, self.kept = label, uncertainty_map, table, kept
-        self.largest_component, self.hdf5 = largest_component, (hdf5_key, hdf5_spacing)
+        self.largest_component, self.reader, self.numbers = largest_component, reader or ScanReader(), class_numbers
         self.uncertainty, self.over_padding = uncertainty, over_padding
         self.found: dict[str, dict[str, float]] = {}
 
@@ -94,7 +95,7 @@ class PredictionSaver:
     def save(self, engine: Engine) -> None:
         (name,) = engine.state.batch["case"]
         case = self.cases[name]
-        grid = case_grid(case, *self.hdf5)
+        grid = self.reader.grid(case.image)
         affine = np.asarray(engine.state.batch[Keys.IMAGE].affine, float).reshape(-1, 4, 4)[0]
         logits = engine.state.output[Keys.PRED]
         logits = logits.as_tensor() if hasattr(logits, "as_tensor") else logits
@@ -106,7 +107,9 @@ class PredictionSaver:
         uncertainty = self.uncertainty(members)
         mean = (self.uncertainty(seen) if self.over_padding else uncertainty).mean()
         self.found[name] = {"uncertainty": float(mean)}
-        label = keep_largest(members.mean(0).argmax(0, keepdim=True), self.largest_component)[0]
+        label = members.mean(0).argmax(0, keepdim=True)
+        label = label if self.numbers is None else torch.as_tensor(self.numbers)[label]
+        label = keep_largest(label, self.largest_component)[0]
         with self.writing(self.label(name)) as aside:
             write_label(aside, label.numpy(), case.image, grid)
         with self.writing(self.uncertainty_map(name)) as aside:

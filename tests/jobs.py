@@ -14,6 +14,7 @@ from monai.bundle.scripts import run as run_bundle
 
 import semisam_o1
 from semisam_o1.cli import config_files, main, overrides, parser, workflow
+from semisam_o1.data import Cohort, ScanReader
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
@@ -81,3 +82,12 @@ def assert_same_labels(one: Path, other: Path, only: int | None = None) -> None:
     assert first and (first.keys() == second.keys() if only is None else len(first) == only)
     for name, label in first.items():
         np.testing.assert_array_equal(label, second[name], err_msg=name)
+
+
+def cohort_of(templates, pool=(), classes=2, reader=None, **more):
+    """A cohort of cases made by hand, with ``classes`` (names by number, or how many), and attributes for a test."""
+    classes = {n: f"class {n}" for n in range(classes)} if isinstance(classes, int) else classes
+    found = Cohort(Path(), tuple(templates), tuple(pool), (), (), classes, {}, reader or ScanReader())
+    for name, value in more.items():
+        object.__setattr__(found, name, value)
+    return found

@@ -33,6 +33,14 @@ def test_mistakes_end_without_traceback(phantom_dir, tmp_path, capsys, arguments
     assert not (tmp_path / "run" / "round_0").exists()
 
 
+def test_every_help_text_is_text(capsys):
+    for command in ("run", "propagate", "predict", "test", "evaluate", "validate", "suggest-template", "demo-data"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        assert "option_strings" not in said and "%%" not in said
+
+
 def test_a_folder_too_low_and_one_that_is_not_there_are_said(phantom_dir, tmp_path, capsys):
     assert main(["validate", str(phantom_dir / "images")]) == 2
     assert "name the folder above it" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_a_format(tmp_path, monkeypatch):
             np.savez(tmp_path / folder / f"{name}.npz", image=volume, affine=affine)
     cohort = open_cohort(tmp_path)
     assert [case.name for case in cohort.templates + cohort.pool] == ["a", "b"] and cohort.num_classes == 2
-    volume = formats.read_volume(cohort.pool[0].image)
+    volume = cohort.reader.volume(cohort.pool[0].image)
     np.testing.assert_allclose(volume[0], image, rtol=1e-6)
     np.testing.assert_array_equal(volume.affine, affine)
     assert cohort.grid(cohort.pool[0]).spacing.tolist() == [2, 1, 1]

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from semisam_o1.cli import main
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.pseudonyms import Pseudonyms
+from semisam_o1.data.pseudonyms import Pseudonyms, renamed
 from semisam_o1.job import Job
 from semisam_o1.types import DatasetError
 from tests.jobs import config_of, small
@@ -112,8 +112,22 @@ def test_the_published_test_takes_the_key(made, cohort, tmp_path, capfd):
     assert main([*command, "--pseudonyms", str(out / "key.csv")]) == 2 and not out.exists()
     capfd.readouterr()
     assert main([*command, "--pseudonyms", str(made / "key.csv")]) == 0
-    assert "scan_0001" in (said := capfd.readouterr().out) and "MUELLER" not in said
+    assert "scan_000" in (said := capfd.readouterr().out) and "MUELLER" not in said
     assert who_names(out, "MUELLER") == set()
+
+
+@pytest.mark.slow
+def test_a_key_may_be_moved(made, cohort, tmp_path):
+    moved = shutil.copy(made / "key.csv", tmp_path / "moved.csv")
+    command = ["run", str(cohort), "--output", str(made / "run"), "--template", "MUELLER_00", "--device", "cpu"]
+    assert main([*command, *small(num_rounds=1), "--pseudonyms", str(moved)]) == 0
+
+
+def test_pseudonyms_do_not_follow_the_order_of_names(tmp_path):
+    names = [f"name_{number:02d}" for number in range(40)]
+    renamed(tmp_path / "key.csv", names, [], [])
+    key = Pseudonyms(tmp_path / "key.csv").key
+    assert sorted(key) == names and [key[name] for name in names] != sorted(key.values())
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.formats import Format, HDF5Reader, LoadScand, read_grid, read_volume
+from semisam_o1.data.formats import Format
 from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
 from semisam_o1.data.images import image_files, readable_cases
+from semisam_o1.data.labels import read_label
+from semisam_o1.data.reader import LoadScand, ScanReader
+from semisam_o1.data.stored import Stored
 from semisam_o1.data.transforms import (
     PublishedPadd,
     PublishedRandCropd,
@@ -19,10 +22,11 @@ __all__ = [
     "Cohort",
     "Format",
     "Grid",
-    "HDF5Reader",
     "LoadScand",
     "PublishedPadd",
     "PublishedRandCropd",
+    "ScanReader",
+    "Stored",
     "chain",
     "choose_patch",
     "choose_spacing",
@@ -31,8 +35,7 @@ __all__ = [
     "label_chain",
     "open_cohort",
     "random_flips",
-    "read_grid",
-    "read_volume",
+    "read_label",
     "readable_cases",
     "template_components",
     "to_grid",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from semisam_o1.data.findings import Problem
-from semisam_o1.data.formats import case_grid, format_of
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from semisam_o1.data.findings import Fault, Problem
+from semisam_o1.data.formats import format_of
 from semisam_o1.data.grids import Grid
+from semisam_o1.data.labels import read_label
+from semisam_o1.data.reader import ScanReader, meta_of
 from semisam_o1.types import Case, DatasetError
 
 LISTS = {"pool": "train.txt", "val": "val.txt", "test": "test.txt"}  # split -> the file that lists its cases
@@ -22,12 +29,13 @@ class Cohort:
         templates: the cases whose labels are used for learning (``split`` is "template"), sorted by name; they are in
             no other split.
         pool, val, test: the usable cases; their labels, if any, are used only for metrics.
-        num_classes: including background.
-        classes: a name for each class number, 0 being the background.
+        classes: class number -> name, in order of the numbers, 0 being the background. The networks' channels have
+            the same order.
         set_aside: unusable case -> reason.
-        hdf5_key: the HDF5 dataset of the image.
-        hdf5_spacing: voxel size of HDF5 scans in mm: one number, three (stored axes), or None if unknown.
+        reader: how files are read.
         problems: all problems found, for `findings.table`.
+        binary: all foreground classes are one.
+        named: class number -> name as the data set says; None if it says none.
     """
 
     root: Path
@@ -35,12 +43,22 @@ class Cohort:
     pool: tuple[Case, ...]
     val: tuple[Case, ...]
     test: tuple[Case, ...]
-    num_classes: int
     classes: dict[int, str]
     set_aside: dict[str, str]
-    hdf5_key: str = "image"
-    hdf5_spacing: float | tuple[float, ...] | None = None
+    reader: ScanReader = field(default_factory=ScanReader)
     problems: tuple[Problem, ...] = ()
+    binary: bool = False
+    named: Mapping[int, str] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Including background."""
+        return len(self.classes)
+
+    @property
+    def class_numbers(self) -> list[int]:
+        """The class number of each channel of a network, ascending from 0; label files hold these numbers."""
+        return sorted(self.classes)
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -50,7 +68,7 @@ class Cohort:
     @property
     def unsaid_spacing(self) -> bool:
         """Whether voxels are assumed to be 1 mm because neither the files nor the user give a size."""
-        return self.hdf5_spacing is None and not format_of(self.templates[0].image).has_geometry
+        return self.reader.spacing is None and not format_of(self.templates[0].image).has_geometry
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of "pool", "val" or "test"."""
@@ -68,7 +86,38 @@ class Cohort:
 
     def grid(self, case: Case) -> Grid:
         """The stored grid of a case's image: affine (4, 4), voxel index to RAS mm, and shape (H, W, D)."""
-        return case_grid(case, self.hdf5_key, self.hdf5_spacing)
+        return self.reader.grid(case.image)
+
+    def label(self, case: Case, path: Path | None = None) -> torch.Tensor:
+        """A label on the case's stored grid, by default its own: (H, W, D) int64, the channel of each voxel's class.
+
+        Raises:
+            DatasetError: the label cannot be used, or has a class that the cohort does not know.
+        """
+        path = path or case.label
+        try:
+            values = read_label(path, self.reader, self.reader.open(case.image), self.named).values
+        except Fault as fault:
+            raise DatasetError(f"{path}: {fault}") from fault
+        return torch.from_numpy(self.channels(values))
+
+    def label_volume(self, case: Case, path: Path | None = None) -> MetaTensor:
+        """`label` as a volume (1, H, W, D) with the affine (RAS mm) of the case's image."""
+        return MetaTensor(self.label(case, path)[None].float(), meta=meta_of(self.grid(case), path or case.label))
+
+    def channels(self, values: np.ndarray) -> np.ndarray:
+        """The channel (int64) of each class number in ``values``.
+
+        Raises:
+            DatasetError: a class number is none of the cohort's.
+        """
+        if self.binary:
+            return (values > 0).astype(np.int64)
+        numbers = np.array(self.class_numbers)
+        found = np.searchsorted(numbers, values).clip(max=len(numbers) - 1)
+        if (other := values[numbers[found] != values]).size:
+            raise DatasetError(f"a label holds class {other[0]}; expected one of {', '.join(map(str, numbers[:9]))}.")
+        return found
 
     @property
     def template_grids(self) -> list[Grid]:

@@ -13,16 +13,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PureWindowsPath
-
-import h5py
-import numpy as np
+from pathlib import Path
 
 from semisam_o1.data.checks import find_problems
 from semisam_o1.data.cohort import LISTS, Cohort
-from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, CohortError, Problem, table
-from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
+from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, WARNING, CohortError, Problem, table
+from semisam_o1.data.folders import Index, find_files, leaves_the_folder, match, without_folder
+from semisam_o1.data.formats import UNSAID_SPACING
+from semisam_o1.data.labels import some
 from semisam_o1.data.pseudonyms import renamed
+from semisam_o1.data.reader import ScanReader
 from semisam_o1.literals import LONGEST_NAME, is_name, printable
 from semisam_o1.types import Case
 
@@ -34,11 +34,14 @@ def open_cohort(
     template: str | Sequence[str] = (),
     labeled_num: int = 1,
     num_classes: int | None = None,
-    image_key: str = "image",
-    spacing: float | Sequence[float] | None = None,
+    reader: ScanReader | None = None,
+    channel: int | None = None,
+    label_shape: str = "check",
     check: bool = True,
     need_pool: bool = True,
     binary_label: bool = False,
+    renumber: bool = True,
+    class_numbers: Sequence[int] | None = None,
     pseudonyms: str | Path | None = None,
 ) -> Cohort:
     """Find the cases of a data set and all its problems in one pass.
@@ -51,12 +54,15 @@ def open_cohort(
         dataset_dir: the data set's folder.
         template: names of cases, or of their files.
         labeled_num: the number of templates at the start of ``train.txt``.
-        num_classes: including background; by default the classes in the templates.
-        image_key: the HDF5 dataset of the image.
-        spacing: voxel size in mm of HDF5 scans, one number or three along the stored axes.
+        num_classes: including background, numbered 0, 1, 2, ...; by default the classes in the templates.
+        reader: how files are read.
+        channel: of scans in several files ``x_0000``, ``x_0001``, ... (nnU-Net) the one to take.
+        label_shape: "check" stops at a template that looks as if it was outlined in part, "trust" does not look.
         check: check the voxels of all cases and set unusable cases aside; else check only the templates.
         need_pool: whether an empty pool stops the run.
         binary_label: merge all foreground classes, which gives two classes.
+        renumber: classes are the numbers that the templates hold; else all numbers up to the highest, as published.
+        class_numbers: the class numbers, 0 included, in place of those of the templates.
         pseudonyms: the file of the key between case names and pseudonyms, see `pseudonyms`; then all names of the
             cohort are pseudonyms.
 
@@ -66,17 +72,22 @@ def open_cohort(
     """
     root = Path(dataset_dir).expanduser()
     problems: list[Problem] = []
-    spacing = _spacing(spacing, problems)
-    images, labels = _find_files(root, problems)
-    _stop(root, problems)  # without any image there is nothing to check
-    lists = {split: _read_list(root / file, images, problems) for split, file in LISTS.items()}
-    parts = _deal(lists, images, labels, template, labeled_num, problems)
+    reader = reader or ScanReader()
+    entries = {split: _entries(root / file, root, problems) for split, file in LISTS.items()}
+    named = [template] if isinstance(template, str) else [str(text) for text in template or ()]
+    listed = [*named, *(text for found in entries.values() for text in found or ())]
+    images, labels = find_files(root, listed, channel, problems)
+    if not images:
+        _stop(root, problems)  # there is nothing to check
+    lists = {split: _names(entries[split], file, images, problems) for split, file in LISTS.items()}
+    parts = _deal(lists, images, labels, named, labeled_num, problems)
     _note_leftovers(images, labels, parts, lists, problems)
 
     cases = [case for name, split in parts.items() if (case := _case(name, split, images, labels, problems))]
     checked = cases if check else [case for case in cases if case.split == "template"]
     num_classes = 2 if binary_label else num_classes
-    findings = find_problems(checked, image_key, spacing, num_classes, binary_label)
+    class_list = None if binary_label else _class_list(root / "classes.json", problems)
+    findings = find_problems(checked, reader, num_classes, binary_label, class_list, label_shape)
     problems += findings.problems
     cases, problems = renamed(pseudonyms, {*parts, *images, *labels}, cases, problems)
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
@@ -84,11 +95,11 @@ def open_cohort(
     usable = [replace(case, label=None) if case.name in unused else case for case in cases if case.name not in broken]
     if need_pool and not any(case.split == "pool" for case in usable):
         problems.append(_empty_pool(parts, lists["pool"] is not None))
-    _stop(root, problems)  # before a name is built for each class
-    num_classes = num_classes or max(findings.classes, default=0) + 1
-    named = {0: "background", 1: "foreground"}
-    classes = named if binary_label else _class_names(root / "classes.json", num_classes, problems)
-    _stop(root, problems)
+    _stop(root, problems)  # before anything is built for each class
+    numbers = sorted(class_numbers or findings.classes | {0})
+    if num_classes or not renumber:
+        numbers = list(range(num_classes or max(numbers) + 1))
+    classes = {0: "background", 1: "foreground"} if binary_label else _class_names(numbers, class_list, problems)
     reasons: dict[str, str] = {}
     for problem in problems:
         if problem.severity == SET_ASIDE:
@@ -96,8 +107,8 @@ def open_cohort(
     split = {part: tuple(c for c in usable if c.split == part) for part in ("template", *LISTS)}
     split["template"] = tuple(sorted(split["template"], key=lambda case: case.name))  # the order given must not matter
     cohort = Cohort(
-        root, split["template"], split["pool"], split["val"], split["test"], num_classes, classes,
-        reasons, image_key, spacing, tuple(problems),
+        root, split["template"], split["pool"], split["val"], split["test"], classes,
+        reasons, reader, tuple(problems), binary_label, class_list,
     )  # fmt: skip
     if problems:
         logger.warning("%s: problems found.\n%s", root, table(problems))
@@ -111,79 +122,8 @@ def _stop(root: Path, problems: list[Problem]) -> None:
         raise CohortError(root, problems)
 
 
-def _spacing(spacing, problems: list[Problem]) -> float | tuple[float, ...] | None:
-    if spacing is None:
-        return None
-    try:
-        values = tuple(np.asarray(spacing, float).ravel().tolist())
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) not in (1, 3) or not all(np.isfinite(value) and value > 0 for value in values):
-        expected = "one or three positive numbers, mm"
-        problems.append(
-            Problem("spacing", STOPS, f"spacing is {spacing}", expected, "give the voxel size, or leave it out")
-        )
-        return None
-    return values if len(values) == 3 else values[0]
-
-
-def _listed_name(text: str, known=()) -> str:
-    """The case name of a list entry or a file name."""
-    if text in known:
-        return text
-    suffix = max((s for s in SUFFIXES if text.lower().endswith(s)), key=len, default="")
-    return text[: len(text) - len(suffix)]
-
-
-def _index(root: Path, folder: str, problems: list[Problem], inside: str | None = None) -> dict[str, list[Path]]:
-    """The files in ``root``/``inside`` whose format belongs to ``folder``, by case.
-
-    Hidden files are ignored: macOS writes ``._x.nii.gz`` beside ``x.nii.gz``.
-    """
-    files: dict[str, list[Path]] = {}
-    place = root / (inside or folder)
-    for path in sorted(place.iterdir()) if place.is_dir() else ():
-        format = format_of(path)
-        if format is not None and format.folder == folder and not path.name.startswith(".") and path.is_file():
-            if is_name(name := case_name(path)):
-                files.setdefault(name, []).append(path)
-            else:
-                found = f"a name in {place.name}/ with control characters or too long"
-                remedy = "rename the file; it is ignored"
-                problems.append(Problem(printable(name), NOTE, found, "a name that can be printed", remedy))
-    return files
-
-
-def _find_files(root: Path, problems: list[Problem]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Image and label files by case, for either layout; an HDF5 file with a label is in both."""
-    layout = "data/*.h5, or images/*.nii.gz (nii, nrrd, mha ...)"
-    if not root.is_dir():
-        found = "a file, not a folder" if root.exists() else "no such folder"
-        problems.append(Problem("data set", STOPS, found, "a folder", "check the path"))
-        return {}, {}
-    hdf5 = _index(root, "data", problems)
-    images = _index(root, "images", problems)
-    if hdf5 and images:
-        problems.append(Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away"))
-    if not hdf5 and not images:
-        above = root.name in ("images", "data") and any(format_of(path) for path in root.glob("*"))
-        remedy = "name the folder above it" if above else "check the path and the suffixes"
-        problems.append(Problem("data set", STOPS, "no image", layout, remedy))
-    if images:
-        return images, _index(root, "images", problems, "labels")
-    return hdf5, {name: paths for name, paths in hdf5.items() if _has_label(paths[0])}
-
-
-def _has_label(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return "label" in file
-    except (OSError, RuntimeError, KeyError, ValueError):  # damaged: `find_problems` reports it
-        return False
-
-
-def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] | None:
-    """The names in a list, in order and without duplicates; None if the list does not exist."""
+def _entries(path: Path, root: Path, problems: list[Problem]) -> list[str] | None:
+    """The lines of a list, in order, without folders of the data set; None if the list does not exist."""
     if not os.path.lexists(path):
         return None
     if not path.is_file():
@@ -195,24 +135,25 @@ def _read_list(path: Path, images: dict, problems: list[Problem]) -> list[str] |
         found = f"the list cannot be read ({type(error).__name__})"
         problems.append(Problem(path.name, STOPS, found, "UTF-8 text, one name per line", "save it as plain text"))
         return []
-    entries = filter(None, (line.split(",")[0].strip() for line in lines))
-    counts = Counter(_listed_name(text, images) for text in entries)
-    names = [name for name in counts if not _leaves_the_folder(name)]
-    problems += [_refusal(name, path.name) for name in counts if _leaves_the_folder(name)]
+    entries = [without_folder(text, root) for line in lines if (text := line.split(",")[0].strip())]
+    if not entries and path.name == LISTS["pool"]:
+        remedy = "fill it, or delete it to use all images"
+        problems.append(Problem(path.name, STOPS, "an empty list", "one name per line", remedy))
+    return entries
+
+
+def _names(entries: list[str] | None, where: str, images: Index, problems: list[Problem]) -> list[str] | None:
+    """The cases that the entries of a list stand for, in order and without duplicates."""
+    if entries is None:
+        return None
+    counts = Counter(match(text, images) for text in entries)
+    names = [name for name in counts if not leaves_the_folder(name)]
+    problems += [_refusal(name, where) for name in counts if leaves_the_folder(name)]
     for name in names:
         if counts[name] > 1:
-            found = f"{counts[name]} times in {path.name}"
+            found = f"{counts[name]} times in {where}"
             problems.append(Problem(name, NOTE, found, "once", "counted once; delete the other lines"))
-    if not names and path.name == LISTS["pool"]:
-        problems.append(
-            Problem(path.name, STOPS, "an empty list", "one name per line", "fill it, or delete it to use all images")
-        )
     return names
-
-
-def _leaves_the_folder(name: str) -> bool:
-    odd = name in (".", "..") or not is_name(name) or any(c in "/\\" for c in name)
-    return odd or bool(PureWindowsPath(name).drive)
 
 
 def _refusal(text: str, where: str) -> Problem:
@@ -221,12 +162,11 @@ def _refusal(text: str, where: str) -> Problem:
     return Problem(shown, STOPS, f"a name in {where} that leaves the data folder", "a case's name", remedy)
 
 
-def _deal(lists, images, labels, template, labeled_num, problems) -> dict[str, str]:
+def _deal(lists, images, labels, named, labeled_num, problems) -> dict[str, str]:
     """The split of each case, templates first: {name: "template"|"pool"|"val"|"test"}."""
-    named = [template] if isinstance(template, str) else list(template or ())
-    named = [_listed_name(str(text), images) for text in named if str(text)]
-    problems += [_refusal(name, "--template") for name in named if _leaves_the_folder(name)]
-    named = [name for name in dict.fromkeys(named) if not _leaves_the_folder(name)]
+    named = [match(text, images) for text in named if text]
+    problems += [_refusal(name, "--template") for name in named if leaves_the_folder(name)]
+    named = [name for name in dict.fromkeys(named) if not leaves_the_folder(name)]
     held_out = {name for split in ("val", "test") for name in lists[split] or ()}
     train = lists["pool"] if lists["pool"] is not None else [name for name in images if name not in held_out]
     if lists["pool"] is not None:
@@ -264,8 +204,9 @@ def _note_leftovers(images, labels, parts, lists, problems: list[Problem]) -> No
     """Note the files that no case uses, one line for images and one for labels: often a mistake, never an error."""
     unlisted = [name for name in images if name not in parts]
     orphans = [name for name in labels if name not in images]
-    for names, found in ((unlisted, "images in no list"), (orphans, "labels without an image")):
+    for names, what, where in ((unlisted, "image", "in no list"), (orphans, "label", "without an image")):
         if names:
+            found = f"{what if len(names) == 1 else f'{what}s'} {where}"
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
             problems.append(Problem("data set", NOTE, f"{len(names)} {found}: {shown}", "none", "ignored"))
 
@@ -295,11 +236,11 @@ def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Cas
     return Case(name, files[0], label_files[0] if label_files else None, split)
 
 
-def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[int, str]:
-    """Class names from ``classes.json``: {"1": "anterior"}, or a list that starts at class 1, or 0 for "background"."""
-    names = {0: "background"} | {number: f"class {number}" for number in range(1, num_classes)}
+def _class_list(path: Path, problems: list[Problem]) -> dict[int, str] | None:
+    """Class number -> name from ``classes.json``: {"1": "anterior"}, or a list that starts at class 1, or at 0 with
+    "background". None if there is no such file."""
     if not os.path.lexists(path):
-        return names
+        return None
     try:
         if not path.is_file():
             raise ValueError
@@ -313,11 +254,18 @@ def _class_names(path: Path, num_classes: int, problems: list[Problem]) -> dict[
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         expected = f'{{"1": "anterior", ...}}, or a list of names of at most {LONGEST_NAME} letters'
         problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "correct it, or delete it"))
-        return names
-    if surplus := sorted(set(given) - set(names)):
-        found = f"a name for class {', '.join(map(str, surplus[:5]))}"
-        problems.append(Problem(path.name, NOTE, found, f"classes 0 to {num_classes - 1}", "ignored"))
-    return names | {number: name.strip() for number, name in given.items() if number in names}
+        return None
+    return {0: "background"} | {number: name.strip() for number, name in given.items()}
+
+
+def _class_names(numbers: list[int], named: dict[int, str] | None, problems: list[Problem]) -> dict[int, str]:
+    """A name for each class number; warns of classes that the data set names and no template holds."""
+    named = named or {0: "background"}
+    if missing := sorted(set(named) - set(numbers)):
+        found = f"no template holds class {some([f'{n} ({printable(named[n], LONGEST_NAME)})' for n in missing])}"
+        remedy = "these get no labels; add a template that holds them"
+        problems.append(Problem("classes.json", WARNING, found, "every class in a template", remedy))
+    return {number: named.get(number, f"class {number}") for number in numbers}
 
 
 def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
@@ -339,9 +287,9 @@ def images_alone(dataset_dir: str | Path) -> list[Case]:
     """
     root = Path(dataset_dir).expanduser()
     problems: list[Problem] = []
-    images, _ = _find_files(root, problems)
-    _stop(root, problems)
-    lists = {split: _read_list(root / file, images, problems) for split, file in LISTS.items()}
+    entries = {split: _entries(root / file, root, problems) for split, file in LISTS.items()}
+    images, _ = find_files(root, [text for found in entries.values() for text in found or ()], None, problems)
+    lists = {split: _names(entries[split], file, images, problems) for split, file in LISTS.items()}
     _stop(root, problems)
     kept = {name for split in ("val", "test") for name in lists[split] or ()}
     names = lists["pool"] if lists["pool"] is not None else [name for name in images if name not in kept]
@@ -362,10 +310,11 @@ def listed_cases(dataset_dir: str | Path, list_file: str) -> list[Case]:
     """
     root = Path(dataset_dir).expanduser()
     problems: list[Problem] = []
-    images, labels = _find_files(root, problems)
-    _stop(root, problems)
     path = Path(list_file) if Path(list_file).is_file() else root / list_file
-    names = _read_list(path, images, problems)
+    entries = _entries(path, root, problems)
+    images, labels = find_files(root, entries or (), None, problems)
+    _stop(root, problems)
+    names = _names(entries, path.name, images, problems)
     if not names:
         found = "no such list" if names is None else "an empty list"
         problems.append(Problem(path.name, STOPS, found, "one case per line", "name one with --test-list"))
@@ -373,5 +322,6 @@ def listed_cases(dataset_dir: str | Path, list_file: str) -> list[Case]:
     bare = [case for case in cases if case is not None and case.label is None]
     problems += [Problem(case.name, STOPS, "no label", "its truth", "add it, or delete the line") for case in bare]
     if problems:
-        _stop(root, [replace(problem, severity=STOPS) for problem in problems if problem.severity != NOTE])
+        grave = [problem for problem in problems if problem.severity not in (NOTE, WARNING)]
+        _stop(root, [replace(problem, severity=STOPS) for problem in grave])
     return [case for case in cases if case is not None]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 
-from semisam_o1.data.formats import NIFTI
 from semisam_o1.data.grids import Grid
+from semisam_o1.data.nifti import header_of
 from semisam_o1.files import atomic_write, write_torch
 
 GEOMETRY = (
@@ -23,12 +23,22 @@ def write_weights(path: str | Path, state: dict) -> None:
     write_torch(path, {key: value.detach().cpu() for key, value in state.items()})
 
 
-def write_label(path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid) -> None:
+def write_label(
+    path: str | Path, label: np.ndarray, scan: str | Path, grid: Grid, numbers: Sequence[int] | None = None
+) -> None:
     """Write ``label`` (H, W, D) as uint8 NIfTI (uint16 for class numbers above 255) on the grid of the file ``scan``.
 
     From a NIfTI scan, sform, qform, their codes and the units are copied, so that viewers overlay both exactly.
+    ``numbers``: the class number of each channel, if ``label`` holds channels.
     """
+    if numbers is not None:
+        label = np.asarray(numbers)[np.asarray(label, int)]
     _write(path, label.astype(np.uint8 if label.max(initial=0) < 256 else np.uint16), scan, grid)
+
+
+def write_image(path: str | Path, image: np.ndarray, scan: str | Path, grid: Grid) -> None:
+    """Write ``image`` (H, W, D) as float32 NIfTI on the grid of the file ``scan``, without the scan's texts."""
+    _write(path, image.astype(np.float32), scan, grid)
 
 
 def write_share(path: str | Path, share: np.ndarray, scan: str | Path, grid: Grid) -> None:
@@ -39,12 +49,16 @@ def write_share(path: str | Path, share: np.ndarray, scan: str | Path, grid: Gri
 def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, slope: float | None = None) -> None:
     if array.shape != tuple(grid.shape):
         raise ValueError(f"{path}: result of shape {array.shape} for a scan of shape {tuple(grid.shape)}.")
-    image = nibabel.Nifti1Image(array, grid.affine)
-    if NIFTI.fits(scan):
-        source: Any = nibabel.load(scan).header
+    source = header_of(scan)
+    # with an affine, nibabel would write forms of its own
+    image = nibabel.Nifti1Image(array, grid.affine if source is None else None)
+    if source is not None:
         for field in GEOMETRY:  # as stored, even if a code marks a form as unused
             image.header[field] = source[field]
         image.header["pixdim"][:4] = source["pixdim"][:4]
+        vector = np.array([source[f"quatern_{part}"] for part in "bcd"], float)
+        for part, value in zip("bcd", vector / max(1.0, float(np.linalg.norm(vector)))):  # a longer one is unreadable
+            image.header[f"quatern_{part}"] = value
     else:
         image.header.set_xyzt_units("mm")
     if slope is not None:

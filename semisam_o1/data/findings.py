@@ -13,14 +13,15 @@ from semisam_o1.literals import printable
 from semisam_o1.tables import TEXT, write_rows
 from semisam_o1.types import DatasetError
 
-STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE = "stops the run", "set aside", "label not used", "note"
+STOPS, SET_ASIDE, LABEL_NOT_USED = "stops the run", "set aside", "label not used"
+WARNING, NOTE = "warning", "note"  # results may be wrong; nothing to do
 
 
 WIDTH = 100  # characters of a line that a command prints
 LONGEST = 200  # letters of a cell that a command prints
 MOST_LINES = 50  # of a kind of problem that a command prints
 COLUMNS = dict.fromkeys(("case", "severity", "found", "expected", "remedy"), TEXT)  # of problems.csv
-SEVERITIES = (STOPS, SET_ASIDE, LABEL_NOT_USED, NOTE)
+SEVERITIES = (STOPS, SET_ASIDE, LABEL_NOT_USED, WARNING, NOTE)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,23 @@ class Problem:
     found: str
     expected: str
     remedy: str
+
+
+class Finding(NamedTuple):
+    """What a file's reader noticed, `WARNING` or `NOTE`: a `Problem` that has no case yet."""
+
+    severity: str
+    found: str
+    expected: str
+    remedy: str
+
+
+class Fault(DatasetError):
+    """Why a file cannot be used: what was found and expected, and what to do."""
+
+    def __init__(self, found: str, expected: str, remedy: str):
+        super().__init__(f"{found}; expected {expected}: {remedy}.")
+        self.texts = (found, expected, remedy)
 
 
 class CohortError(DatasetError):

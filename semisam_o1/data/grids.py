@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,16 @@ class Grid(NamedTuple):
     def spacing(self) -> np.ndarray:
         """Voxel size along each stored axis, mm, (3,)."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+def corner_distance(one: Grid, other: Grid) -> float:
+    """The largest distance between corresponding corners of two grids of equal shape, in voxels of ``other``."""
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in other.shape))])
+    try:
+        between = np.linalg.solve(other.affine, one.affine) - np.eye(4)
+    except np.linalg.LinAlgError:  # no inverse
+        return float("inf")
+    return float(np.linalg.norm((corners @ between.T)[:, :3], axis=1).max())
 
 
 def working_shape(case_grid: Grid, spacing: float) -> np.ndarray:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of, read_volume
+from semisam_o1.data.checks import check_case
+from semisam_o1.data.findings import SET_ASIDE, Problem, table
+from semisam_o1.data.folders import scans_of
+from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
 from semisam_o1.data.pseudonyms import renamed
+from semisam_o1.data.reader import ScanReader
 from semisam_o1.literals import is_name
 from semisam_o1.types import Case, DatasetError
 
@@ -15,21 +20,31 @@ log = logging.getLogger("semisam_o1")
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The images of a folder, or of its subfolder ``images`` or ``data`` if it has one, sorted."""
+    """The images of a folder, or of its subfolder ``images`` or ``data`` if it has one, sorted. The log names the rest.
+
+    Raises:
+        DatasetError: there is none.
+    """
     folder = Path(folder).expanduser()
     inner = next((folder / name for name in ("images", "data") if (folder / name).is_dir()), folder)
-    return sorted(path for path in inner.glob("*") if format_of(path))
+    problems: list[Problem] = []
+    found = scans_of(inner, problems)
+    if problems:
+        log.warning("%s", table(problems))
+    if not found:
+        raise DatasetError(f"{inner}: no image; expected one file a scan, one of {', '.join(SUFFIXES)}.")
+    return found
 
 
 def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path | None = None) -> list[Case]:
-    """Image files at any path as cases, named after the files; or by the key in the file ``pseudonyms``.
+    """Image files at any path, and those of folders, as cases named after the files, or by the key ``pseudonyms``.
 
     Raises:
         DatasetError: a file is missing, has no known format, or has the same case name as another.
     """
     cases: dict[str, Case] = {}
-    for path in [images] if isinstance(images, (str, Path)) else images:
-        path = Path(path).expanduser()
+    paths = [Path(path).expanduser() for path in ([images] if isinstance(images, (str, Path)) else images)]
+    for path in itertools.chain.from_iterable(image_files(path) if path.is_dir() else [path] for path in paths):
         if not path.is_file() or format_of(path) is None:
             found = "no such file" if not path.is_file() else "an unknown format"
             raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
@@ -44,27 +59,24 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
 
 def readable_cases(
     images: str | Path | Sequence[str | Path],
-    hdf5_key: str = "image",
-    hdf5_spacing=None,
+    reader: ScanReader | None = None,
     pseudonyms: str | Path | None = None,
 ) -> list[Case]:
-    """`cases_of` without unreadable images. The log names these, and warns if the voxel size is unknown.
+    """`cases_of` without the images that cannot be used. The log names these, and warns of what was found in others.
 
     Raises:
         DatasetError: no image can be read.
     """
-    cases, found = cases_of(images, pseudonyms), []
-    if hdf5_spacing is None and not all(format_of(case.image).has_geometry for case in cases):
+    reader = reader or ScanReader()
+    cases, problems, found = cases_of(images, pseudonyms), [], []
+    if reader.spacing is None and not all(format_of(case.image).has_geometry for case in cases):
         log.warning(UNSAID_SPACING)
     for case in cases:
-        try:
-            volume = read_volume(case.image, hdf5_key)
-            if volume.ndim != 4 or not volume.isfinite().all():
-                raise ValueError(f"shape {tuple(volume.shape[1:])}; expected three axes and finite numbers")
-        except Exception as error:  # noqa: BLE001
-            log.warning("case %s cannot be read and is left out: %s", case.name, case.scrubbed(error))
-        else:
+        problems += (own := check_case(case, reader))
+        if not any(problem.severity == SET_ASIDE for problem in own):
             found.append(case)
+    if problems:
+        log.warning("%s", table(problems))
     if cases and not found:
         raise DatasetError(f"None of the {len(cases)} images can be read.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -83,7 +84,9 @@ def renamed(
     if path is None:
         return list(cases), list(problems)
     pseudonyms = Pseudonyms(path)
-    for name in sorted(names):
+    new = sorted(set(names) - set(pseudonyms.key))
+    random.SystemRandom().shuffle(new)  # in order, the numbers would tell the names to whoever has a list of them
+    for name in new:
         pseudonyms(name)
     pseudonyms.write()
     return [pseudonyms.case(case) for case in cases], [pseudonyms.problem(problem) for problem in problems]

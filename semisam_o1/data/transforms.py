@@ -8,6 +8,7 @@ to the stored grid by their affines, independently of the steps in between.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from monai.transforms import (
     Compose,
     EnsureTyped,
     KeepLargestConnectedComponent,
-    Lambdad,
     MapTransform,
     Orientationd,
     Pad,
@@ -31,8 +31,8 @@ from monai.utils import CommonKeys as Keys
 from scipy.ndimage import gaussian_filter
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.formats import LoadScand, read_volume
 from semisam_o1.data.intensities import INTENSITIES
+from semisam_o1.data.reader import LoadScand, ScanReader
 from semisam_o1.types import Volume
 
 ONE_COMPONENT = 0.95  # least share of a class in its largest component; the field of view may cut off e.g. veins
@@ -75,8 +75,7 @@ class SpacingAloned(Spacingd):
 
 def image_chain(
     spacing: float | Sequence[float] | None,
-    hdf5_key: str = "image",
-    hdf5_spacing=None,
+    reader: ScanReader | None = None,
     intensities: str | None = "percentiles",
     frame: str = "world",
 ) -> Compose:
@@ -90,18 +89,27 @@ def image_chain(
     """
     if intensities not in INTENSITIES:
         raise ValueError(f"intensities '{intensities}': expected one of {', '.join(map(str, INTENSITIES))}.")
-    load = LoadScand(Keys.IMAGE, dataset=hdf5_key, spacing=hdf5_spacing)
+    load = LoadScand(Keys.IMAGE, reader)
     return Compose([load, *INTENSITIES[intensities](Keys.IMAGE), *_resampling(Keys.IMAGE, spacing, frame)])
 
 
-def label_chain(spacing: float | Sequence[float] | None, num_classes: int, hdf5_spacing=None) -> Compose:
-    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
+class LoadLabeld(MapTransform):
+    """Loads the label of an item's ``case``: (1, H, W, D), the channel of each voxel's class, on the scan's grid."""
 
-    Class numbers above the last class become the last class, which merges all foreground if there are two classes.
-    """
-    load = LoadScand(Keys.LABEL, dataset="label", spacing=hdf5_spacing)
-    merge = Lambdad(Keys.LABEL, lambda label: label.clamp(max=num_classes - 1))
-    return Compose([load, merge, AsDiscreted(Keys.LABEL, to_onehot=num_classes), *_resampling(Keys.LABEL, spacing)])
+    def __init__(self, keys: KeysCollection, cohort: Cohort):
+        super().__init__(keys)
+        self.cohort = cohort
+
+    def __call__(self, data: Mapping[Hashable, str]) -> dict:
+        case = self.cohort.case(data["case"])
+        volumes = {key: self.cohort.label_volume(case, Path(data[key])) for key in self.key_iterator(data)}
+        return dict(data) | volumes
+
+
+def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Compose:
+    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1."""
+    load, onehot = LoadLabeld(Keys.LABEL, cohort), AsDiscreted(Keys.LABEL, to_onehot=cohort.num_classes)
+    return Compose([load, onehot, *_resampling(Keys.LABEL, spacing)])
 
 
 def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = "world") -> list:
@@ -171,15 +179,14 @@ def keep_largest(label: Volume, classes: Sequence[int]) -> Volume:
 
 
 def template_components(cohort: Cohort) -> list[int]:
-    """`largest_component_classes` of the templates' labels."""
-    labels = [read_volume(case.label, "label", cohort.hdf5_spacing) for case in cohort.templates]
-    return largest_component_classes(labels, cohort.num_classes)
+    """The class numbers that `largest_component_classes` finds in the templates' labels."""
+    labels = [cohort.label(case)[None] for case in cohort.templates]
+    return [cohort.class_numbers[n] for n in largest_component_classes(labels, cohort.num_classes)]
 
 
 def largest_component_classes(labels: Sequence[Volume], num_classes: int) -> list[int]:
     """The foreground classes that have one component in each of ``labels`` (1, H, W, D) with them, and occur in one."""
     found = []
-    labels = [label.clamp(max=num_classes - 1) for label in labels]
     for number in range(1, num_classes):
         present = [label for label in labels if (label == number).any()]
         shares = [float((keep_largest(la, [number]) == number).sum() / (la == number).sum()) for la in present]

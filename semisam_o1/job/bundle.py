@@ -23,8 +23,8 @@ SHARED = (
     "largest_component",
     "uncertainty",
     "amp",
-    "image_key",
-    "spacing",
+    "reader",
+    "class_numbers",
 )
 KEPT = ("device", "network", "imports")  # ids of inference.json that stay as shipped although SHARED refers to them
 
@@ -68,7 +68,7 @@ def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
 
     cohort = config.cohort
     metadata = json.loads((shipped / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    channels = {str(number): harmless(name) for number, name in cohort.classes.items()}
+    channels = {str(channel): harmless(name) for channel, name in enumerate(cohort.classes.values())}
     output = metadata["network_data_format"]["outputs"]["pred"]
     output |= {"num_channels": cohort.num_classes, "channel_def": channels, "value_range": [0, cohort.num_classes - 1]}
     for end in ("inputs", "outputs"):
@@ -118,6 +118,7 @@ def published_model(weights: str | Path, method: str) -> dict:
     return {
         "network_def": alone if method == "dtc" else loaded,
         "out_channels": classes,
+        "class_numbers": list(range(classes)),
         "train_spacing": None,
         "intensities": None,
         "patch_size": [128, 128, 128],

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.pseudonyms import Pseudonyms
+from semisam_o1.data.reader import ScanReader
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
 from semisam_o1.job.claim import protect_names
@@ -22,7 +23,7 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-COHORT = ("num_classes", "image_key", "spacing", "need_pool", "binary_label")  # settings that say how scans are read
+READER = ("image_key", "spacing", "nifti_form", "most_voxels")  # settings that say how scans are read
 SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes predictions
 
 
@@ -49,12 +50,14 @@ def evaluate_run(
     number = record["best_round"]
     if number and overrides:
         Config(prediction(folder, overrides).get())  # also if nothing is left to predict
-    kept = {name: settings[name] for name in COHORT if name in settings}
+    kept = {name: settings[name] for name in ("need_pool", "binary_label", "channel") if name in settings}
+    kept["reader"] = ScanReader(**{name: settings[name] for name in READER if name in settings})
     templates = record["template"]
     protect_names(folder, pseudonyms)
     if settings.get("pseudonyms"):
         templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
-    kept |= {"num_classes": len(record["classes"]), "pseudonyms": pseudonyms}
+    kept["label_shape"] = "trust"  # the run has judged it
+    kept |= {"class_numbers": [int(number) for number in record["classes"]], "pseudonyms": pseudonyms}
     cohort = open_cohort(dataset_dir, templates, **kept)
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:

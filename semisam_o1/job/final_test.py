@@ -13,9 +13,10 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from semisam_o1.data import image_chain, read_grid, read_volume, to_grid
+from semisam_o1.data import ScanReader, image_chain, read_label, to_grid
 from semisam_o1.data.datasets import listed_cases
-from semisam_o1.data.export import write_label
+from semisam_o1.data.export import write_image, write_label
+from semisam_o1.data.findings import Fault
 from semisam_o1.data.formats import format_of
 from semisam_o1.data.pseudonyms import refuse_key_in, renamed
 from semisam_o1.job.bundle import trained_config
@@ -56,21 +57,23 @@ def published_predictor(network: nn.Module, device: str) -> Predictor:
     return _predictor(network, chain, inferer, device)
 
 
-def _predictor(network: nn.Module, chain: Callable, inferer: Callable, device: str, hdf5=("image", None)) -> Predictor:
-    network = network.to(device).eval()
+def _predictor(
+    network: nn.Module, chain: Callable, inferer: Callable, device: str, reader: ScanReader | None = None
+) -> Predictor:
+    network, reader = network.to(device).eval(), reader or ScanReader()
 
     def predict(case: Case) -> np.ndarray:
         image = chain({"case": case.name, "image": str(case.image)})["image"]
         with torch.no_grad():
             logits = inferer(image.as_tensor()[None].to(device), network)
-        shares = to_grid(logits[0].float().softmax(0).cpu(), np.asarray(image.affine), read_grid(case.image, *hdf5))
+        shares = to_grid(logits[0].float().softmax(0).cpu(), np.asarray(image.affine), reader.grid(case.image))
         return shares.argmax(0).numpy()
 
     return predict
 
 
-def run_predictors(run: str | Path, device: str) -> Iterator[tuple[str, Predictor, int]]:
-    """Name, predictor and number of classes of each trained round of a run, with the prediction config of its bundle.
+def run_predictors(run: str | Path, device: str) -> Iterator[tuple[str, Predictor, list[int], ScanReader]]:
+    """Name, predictor, class numbers and reader of each trained round of a run, by the config of its bundle.
 
     Raises:
         DatasetError: the run has no trained bundle.
@@ -81,52 +84,61 @@ def run_predictors(run: str | Path, device: str) -> Iterator[tuple[str, Predicto
         parser = ConfigParser(copy.deepcopy(config) | {"device": as_config(device)})
         network, chain, inferer = (parser.get_parsed_content(id) for id in ("network", "preprocessing", "inferer"))
         network.load_state_dict(read_checkpoint(folder.round(number).model))
-        hdf5 = (parser.get_parsed_content("image_key"), parser.get_parsed_content("spacing"))
-        classes = parser.get_parsed_content("out_channels")
-        yield f"round {number}", _predictor(network, chain, inferer, device, hdf5), classes
+        reader, numbers = parser.get_parsed_content("reader"), parser.get_parsed_content("class_numbers")
+        yield f"round {number}", _predictor(network, chain, inferer, device, reader), numbers, reader
 
 
 def score_cases(
-    predict: Predictor, cases: Sequence[Case], num_classes: int, model: str, save: Path | None, ledger: Ledger | None
+    predict: Predictor,
+    cases: Sequence[Case],
+    numbers: Sequence[int],
+    model: str,
+    save: Path | None,
+    ledger: Ledger | None,
+    reader: ScanReader,
 ) -> list[dict]:
-    """Rows with COLUMNS, one for each case and foreground class. ``save``: folder for image, truth and prediction."""
+    """Rows with COLUMNS, one for each case and foreground class.
+
+    Args:
+        numbers: the class number of each channel of the model.
+        save: folder for image, truth and prediction.
+    """
     if ledger is not None:
         files = [save / f"{case.name}_{kind}.nii.gz" for case in cases for kind in ("img", "lab", "pred")]
         ledger.refuse_foreign([*files, ledger.folder / TABLE])
     rows = []
     for number, case in enumerate(cases, start=1):
         label = predict(case)
-        truth = read_volume(case.label, "label")[0].numpy().astype(int)
-        if label.shape != truth.shape:
-            raise DatasetError(
-                f"case {case.name}: truth of shape {truth.shape}, expected that of the image, {label.shape}."
-            )
-        found = score(label, truth, (1, 1, 1), num_classes, "paper")[:-1]
-        rows += [{"model": model, "case": case.name, **row} for row in found]
+        try:
+            truth = read_label(case.label, reader, reader.open(case.image)).values
+        except Fault as fault:
+            raise DatasetError(f"case {case.name}: {fault}") from fault
+        channels = np.searchsorted(numbers, truth).clip(max=len(numbers) - 1)
+        channels[np.asarray(numbers)[channels] != truth] = len(numbers)  # a class that the model does not know
+        found = score(label, channels, (1, 1, 1), len(numbers), "paper")[:-1]
+        rows += [{"model": model, "case": case.name, **row, "class": numbers[row["class"]]} for row in found]
         log.info(
             "%s, %d of %d: %s, Dice %.4f", model, number, len(cases), case.name, np.mean([r["dice"] for r in found])
         )
         if save is not None:
-            save_prediction(save, case, label, truth, ledger)
+            save_prediction(save, case, np.asarray(numbers)[label], truth, ledger, reader)
     return rows
 
 
-def save_prediction(folder: Path, case: Case, label: np.ndarray, truth: np.ndarray, ledger: Ledger) -> None:
+def save_prediction(
+    folder: Path, case: Case, label: np.ndarray, truth: np.ndarray, ledger: Ledger, reader: ScanReader
+) -> None:
     """Write ``{case}_img``, ``_lab`` and ``_pred`` as NIfTI: in the scan's own geometry or, for HDF5, as published.
 
     As published: spacing 1, origin 0; the last axis of the array is the first axis of the file.
     """
-    arrays = {"lab": truth, "pred": label}
+    arrays, image = {"lab": truth, "pred": label}, reader.volume(case.image)[0].numpy()
     if format_of(case.image).has_geometry:
-        for kind, array in arrays.items():
+        for kind, array in {"img": image, **arrays}.items():
+            write = write_image if kind == "img" else write_label
             with ledger.writing(folder / f"{case.name}_{kind}.nii.gz") as aside:
-                write_label(aside, array, case.image, read_grid(case.image))
-        image = sitk.ReadImage(str(case.image))
-        for key in image.GetMetaDataKeys():  # text that may name the patient
-            image.EraseMetaData(key)
-        _write(image, folder / f"{case.name}_img.nii.gz", ledger)
+                write(aside, array, case.image, reader.grid(case.image))
         return
-    image = read_volume(case.image)[0].numpy()
     for kind, array in {"img": image, **{kind: array.astype(np.uint8) for kind, array in arrays.items()}}.items():
         _write(sitk.GetImageFromArray(array), folder / f"{case.name}_{kind}.nii.gz", ledger)
 
@@ -188,16 +200,16 @@ def final_test(
     cases, _ = renamed(pseudonyms, [case.name for case in cases], cases, ())
     if weights is not None:
         network, classes = published_network(weights, method)
-        models = iter([(Path(weights).name, published_predictor(network, device), classes)])
+        models = iter([(Path(weights).name, published_predictor(network, device), list(range(classes)), ScanReader())])
     else:
         models = run_predictors(run, device)
     ledger = None if save is None else Ledger(save, "test")
     texts, rows = [], []
-    for name, predict, classes in models:
+    for name, predict, numbers, reader in models:
         folder = None if save is None else (save if weights is not None else save / name.replace(" ", "_"))
-        found = score_cases(predict, cases, classes, name, folder, ledger)
+        found = score_cases(predict, cases, numbers, name, folder, ledger, reader)
         rows += found
-        texts.append(f"{name}, {len(cases)} cases of {test_list}\n{table(found)}")
+        texts.append(f"{name}, {len(cases)} case{'' if len(cases) == 1 else 's'} of {test_list}\n{table(found)}")
     if ledger is not None:
         with ledger.writing(ledger.folder / TABLE) as aside:
             write_rows(aside, COLUMNS, rows)

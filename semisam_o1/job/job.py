@@ -217,8 +217,8 @@ class Job:
     def _tell_of_scans(self, journal: Journal) -> None:
         if journal.came and journal.done:
             log.warning(
-                "new since the last start: %s. Each gets a label; labels of the other scans stay, and nothing was "
-                "learned from the new ones. To include them everywhere: --restart-from propagation.",
+                "new since the last start: %s. Each gets a label; labels of the other scans stay. To learn from the "
+                "new scans too: --restart-from propagation.",
                 named(journal.came),
             )
         if journal.went:
@@ -226,11 +226,8 @@ class Job:
 
     def _settled(self, number: int) -> bool:
         """Whether to stop training: the labels hardly change, or their predicted Dice falls."""
-        names, (before, after) = (
-            [case.name for case in self.cohort.pool],
-            map(self.run_folder.round, (number - 1, number)),
-        )
-        change = selection.change(before, after, names, self.cohort.num_classes)
+        before, after = map(self.run_folder.round, (number - 1, number))
+        change = selection.change(before, after, self.cohort)
         quality = selection.mean_predicted_dice(after)
         log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, quality)
         return change < self.config.setting("least_change") or self.record.best_round != number

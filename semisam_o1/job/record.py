@@ -19,7 +19,7 @@ class RunRecord:
 
     Attributes:
         stages: name, seconds and peak memory (MiB) of each stage.
-        set_aside: case -> reason.
+        failed: case -> reason, of scans on which a stage failed; in run.json part of ``set_aside``.
         rounds, best_round: the number of rounds, and the round whose labels are the final ones.
         warnings: problems that a user of the labels must know.
     """
@@ -28,14 +28,22 @@ class RunRecord:
         self.run, self.config = run, config
         kept = run.read_record()
         self.stages: list[dict] = kept.get("stages", [])
-        self.set_aside: dict[str, str] = dict(config.cohort.set_aside)
+        self.failed: dict[str, str] = {}
         self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto selects them again
         self.warnings: Sequence[str] = ()
-        self._kept_aside = kept.get("set_aside", {})
+        self._kept_failed = kept.get("failed", {})
 
     def take_up(self) -> None:
-        """Continue an earlier start: keep its set-aside cases."""
-        self.set_aside |= self._kept_aside
+        """Continue an earlier start: scans on which its stages failed stay set aside.
+
+        Scans whose files could not be used are looked at afresh by every start.
+        """
+        self.failed = self._kept_failed | self.failed
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """Case -> reason, of all scans that this start does not use."""
+        return self.config.cohort.set_aside | self.failed
 
     def add_stage(self, name: str, seconds: float, peak_mib: float) -> None:
         """Record a finished stage; replaces an earlier entry of the same name."""
@@ -53,6 +61,7 @@ class RunRecord:
             "classes": cohort.classes,
             "warnings": list(self.warnings),
             "set_aside": self.set_aside,
+            "failed": self.failed,
             "rounds": self.rounds,
             "best_round": self.best_round,
             "stages": self.stages,

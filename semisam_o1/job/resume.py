@@ -30,6 +30,7 @@ FREE = (
     "device",
     "output_dir",
     "preset",
+    "pseudonyms",  # the names that it gives are compared, not where it lies
     "restart_from",
     "round",
     "threads",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from semisam_o1.data.formats import read_volume
+from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.runfolder import RoundFolder, RunFolder
 
@@ -17,12 +17,12 @@ def mean_predicted_dice(folder: RoundFolder) -> float:
     return sum(found) / max(len(found), 1)
 
 
-def change(before: RoundFolder, after: RoundFolder, names: Iterable[str], num_classes: int) -> float:
-    """1 - mean Dice between the labels of two rounds, over the cases in ``names`` that have a label."""
-    pairs = [(before.final(name), after.final(name)) for name in names]
+def change(before: RoundFolder, after: RoundFolder, cohort: Cohort) -> float:
+    """1 - mean Dice between the labels of two rounds, over the pool's cases that have a label."""
+    pairs = [(case, (before.final(case.name), after.final(case.name))) for case in cohort.pool]
     found = [
-        mean_dice(read_volume(pair[0]).as_tensor()[0], read_volume(pair[1]).as_tensor()[0], num_classes)
-        for pair in pairs
+        mean_dice(cohort.label(case, pair[0]), cohort.label(case, pair[1]), cohort.num_classes)
+        for case, pair in pairs
         if pair[0].exists()
     ]
     return 1 - sum(found) / len(found)

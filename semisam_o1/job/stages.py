@@ -73,7 +73,7 @@ def lacking_features(job: Job, round: int, later: bool) -> list[Case]:
 
 def first_pass(job: Job, round: int, cases: Cases = None) -> None:
     """Propagate the template's label to every scan. A scan on which this fails is set aside."""
-    job.record.set_aside |= over_cases(job, job.config.build("propagation#first_pass"), cases)
+    job.record.failed |= over_cases(job, job.config.build("propagation#first_pass"), cases)
 
 
 def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:

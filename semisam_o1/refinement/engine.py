@@ -14,7 +14,6 @@ from ignite.engine import Engine, Events
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label
-from semisam_o1.data.formats import read_volume
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import copy_file, write_json
 from semisam_o1.report.overlap import mean_dice
@@ -36,7 +35,7 @@ class Guard:
     def __call__(self, case: Case, label: Path) -> float:
         if self.quality is not None:
             return self.quality(case, label).predicted_dice
-        one, other = (read_volume(path).as_tensor()[0] for path in (label, self.carried(case.name)))
+        one, other = (self.cohort.label(case, path) for path in (label, self.carried(case.name)))
         return mean_dice(one, other, self.cohort.num_classes)
 
 
@@ -66,7 +65,7 @@ def refinement_engine(
         label = propose(case)
         if label is None:
             return
-        write_label(target, label.numpy(), case.image, cohort.grid(case))
+        write_label(target, label.numpy(), case.image, cohort.grid(case), cohort.class_numbers)
         if guard is not None:
             engine.state.gains[case] = guard(case, target) - guard(case, source)
             if engine.state.gains[case] < 0:

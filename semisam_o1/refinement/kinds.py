@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.refinement.votes import Voters, place_vectors, uncertain, volume_votes, vote_labels, voxel_votes
@@ -74,8 +73,7 @@ class VolumeVotes:
 
     def _label_of(self, case: Case) -> torch.Tensor:
         path = case.label if case in self.cohort.templates else self.folder.prediction(case.name)
-        label = read_volume(path, "label", self.cohort.hdf5_spacing).as_tensor()[0]
-        return label.clamp(max=self.cohort.num_classes - 1)
+        return self.cohort.label(case, path)
 
 
 class _TemplatePlaces:
@@ -158,10 +156,8 @@ class VoxelVotes:
         voted[:, asked] = voxel_votes(voters, queries, self.k, cells).T
         voted = to_grid(voted.reshape(probabilities.shape), features.affine, features.scan)
         joined = self.share * voted + (1 - self.share) * self._predicted(case.name, features.scan)
-        label, uncertainty = (
-            read_volume(path(case.name)).as_tensor()[0]
-            for path in (self.folder.prediction, self.folder.uncertainty_map)
-        )
+        label = self.cohort.label(case, self.folder.prediction(case.name))
+        uncertainty = self.cohort.reader.volume(self.folder.uncertainty_map(case.name)).as_tensor()[0]
         return torch.where(uncertainty >= least, joined.argmax(0).to(label), label)
 
     def _most_like(self, name: str) -> str:

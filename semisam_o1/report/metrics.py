@@ -31,7 +31,6 @@ from monai.metrics import compute_dice, compute_iou
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.formats import read_volume
 from semisam_o1.tables import COUNT, TEXT, read_rows, write_rows
 from semisam_o1.types import Case
 
@@ -135,7 +134,11 @@ def columns() -> dict[str, str]:
 
 
 def score(
-    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], num_classes: int, definition: str = "mm"
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float] | np.ndarray,
+    num_classes: int,
+    definition: str = "mm",
 ) -> list[dict[str, Any]]:
     """Score integer labels (H, W, D) against the truth (H, W, D); ``spacing_mm`` (3,) runs along the axes.
 
@@ -190,19 +193,18 @@ def evaluate_folder(
 ) -> list[dict[str, Any]]:
     """Score labels, (H, W, D) on each scan's own grid, against the truth of ``cases``: rows for `write_csv`.
 
-    Cases without truth or without a label file are skipped. The spacing is that of the truth's affine
-    (``cohort.hdf5_spacing`` for HDF5).
+    Cases without truth or without a label file are skipped. The spacing is that of the scan.
 
     Args:
         label: case name -> path of its label, which may not exist.
-        cohort: provides ``num_classes`` and ``hdf5_spacing``.
+        cohort: reads the labels.
         here: ``split``, ``round`` and ``stage``, written into every row.
         definition: ``mm`` or ``paper``.
         known: cache of scores, shared between calls; a file with the same bytes as a scored one is not scored again.
             Refinement leaves most files unchanged.
 
     Raises:
-        ValueError: label and truth of a case differ in shape, or the label has values that are not whole numbers.
+        DatasetError: a label or truth cannot be used on its scan's grid.
     """
     known = {} if known is None else known
     rows = []
@@ -218,22 +220,10 @@ def evaluate_folder(
 
 
 def _evaluate_case(case: Case, path: Path, cohort: Cohort, definition: str) -> list[dict[str, Any]]:
-    label, truth = read_volume(path), read_volume(case.label, "label", cohort.hdf5_spacing)
-    if label.shape != truth.shape:
-        raise ValueError(
-            f"{case.name}: the label {path} has shape {tuple(label.shape[1:])}, the truth {case.label} has"
-            f" {tuple(truth.shape[1:])}; labels must be on the scan's own grid, so write this one again"
-        )
-    arrays = []
-    for volume, origin in ((label, path), (truth, case.label)):
-        array = np.asarray(volume[0])
-        whole = array.astype(np.int32)
-        if not np.array_equal(whole, array):
-            raise ValueError(f"{case.name}: {origin} holds values that are not whole numbers; expected class numbers")
-        arrays.append(whole)
-    spacing = np.linalg.norm(np.asarray(truth.affine)[:3, :3], axis=0)
-    arrays[1] = arrays[1].clip(max=cohort.num_classes - 1)  # merges classes if the cohort does
-    return score(arrays[0], arrays[1], spacing, cohort.num_classes, definition)
+    label, truth = (cohort.label(case, found).numpy() for found in (path, case.label))
+    rows = score(label, truth, cohort.grid(case).spacing, cohort.num_classes, definition)
+    numbers = cohort.class_numbers
+    return [row | {"class": numbers[row["class"]] if row["class"] != "mean" else "mean"} for row in rows]
 
 
 def write_csv(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:

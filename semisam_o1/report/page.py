@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.formats import format_of, read_volume
+from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
@@ -223,15 +223,14 @@ def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_templat
     note = note or "truth unknown"
     if label is None:
         return _Drawn(case.name, note, problem="No label was written.")
-    spacing = cohort.hdf5_spacing
     try:
-        image = read_volume(case.image, cohort.hdf5_key, spacing)
+        image = cohort.reader.volume(case.image)
         paths = [label] + ([case.label] if case.label is not None and not is_template else [])
-        arrays = [np.asarray(image[0])] + [np.rint(np.asarray(read_volume(p, "label", spacing)[0])) for p in paths]
+        arrays = [np.asarray(image[0])] + [cohort.label(case, path).numpy() for path in paths]
         (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
-        masks = [mask.astype(np.int32).clip(max=cohort.num_classes - 1) for mask in masks] + [None]
+        masks = [mask.astype(np.int32) for mask in masks] + [None]
         known = format_of(case.image).has_geometry  # HDF5 files contain no orientation
-        picture = case_picture(scan, masks[0], masks[1], sizes, cohort.classes, marks=known)
+        picture = case_picture(scan, masks[0], masks[1], sizes, dict(enumerate(cohort.classes.values())), marks=known)
     except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; the page must not fail
         return _Drawn(case.name, note, problem=f"No picture: {case.scrubbed(error)}")
     return _Drawn(case.name, note, picture)

@@ -21,7 +21,6 @@ from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label, write_share
-from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.data.transforms import label_chain
 from semisam_o1.errors import of_the_machine
@@ -39,19 +38,19 @@ log = logging.getLogger("semisam_o1")
 CANDIDATES = 100  # nearest scans by global descriptor, from which the atlases of a scan are selected
 
 
-def reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None, label=None) -> Reference:
+def reference(case: Case, features: Features, cohort: Cohort, label: Path | None = None) -> Reference:
     """A labelled scan for propagation: its tokens, and the share of each class in each token.
 
     ``label``: another label file than the case's own.
     """
-    shares = label_chain(features.step_mm, num_classes, hdf5_spacing)(case.item(label))[Keys.LABEL]
+    shares = label_chain(features.step_mm, cohort)(case.item(label))[Keys.LABEL]
     shares = to_grid(shares, shares.affine, Grid(features.affine, tuple(features.tokens.shape[1:])))
     return Reference(features.tokens, shares.clamp(min=0) / shares.sum(0).clamp(min=1e-6))
 
 
-def published_reference(case: Case, features: Features, num_classes: int, hdf5_spacing=None) -> Reference:
+def published_reference(case: Case, features: Features, cohort: Cohort) -> Reference:
     """As published: a token has the class of its first corner voxel, or background if that is outside the scan."""
-    label = read_volume(case.label, "label", hdf5_spacing).as_tensor()[0].long().clamp(max=num_classes - 1)
+    label = cohort.label(case)
     to_voxel = np.linalg.inv(features.scan.affine) @ features.affine  # token index -> voxel index of the token's centre
     patch = np.linalg.norm(to_voxel[:3, :3], axis=0)
     shape = tuple(features.tokens.shape[1:])
@@ -60,7 +59,7 @@ def published_reference(case: Case, features: Features, num_classes: int, hdf5_s
     inside = ((corners >= 0) & (corners < label.shape)).all(-1)
     corners = np.where(inside[..., None], corners, 0)
     found = label[tuple(torch.as_tensor(corners).unbind(-1))] * torch.as_tensor(inside)
-    return Reference(features.tokens, F.one_hot(found, num_classes).movedim(-1, 0).float())
+    return Reference(features.tokens, F.one_hot(found, cohort.num_classes).movedim(-1, 0).float())
 
 
 class Template(NamedTuple):
@@ -77,8 +76,9 @@ def templates_of(store: FeatureStore, cohort: Cohort, published: bool = False) -
     for case in cohort.templates:
         features = store.load(case.name)
         make = published_reference if published else reference
-        made = make(case, features, cohort.num_classes, cohort.hdf5_spacing)
-        lost = [cohort.classes[number] for number, share in enumerate(made.label) if 0 < float(share.max()) < 0.5]
+        made = make(case, features, cohort)
+        names = [cohort.classes[number] for number in cohort.class_numbers]
+        lost = [name for name, share in zip(names, made.label) if 0 < float(share.max()) < 0.5]
         if lost:
             text = (
                 "template %s: %s fill no token of %.3g mm and will be lost: use smaller feature_spacing or feature_step"
@@ -89,19 +89,25 @@ def templates_of(store: FeatureStore, cohort: Cohort, published: bool = False) -
 
 
 def write_results(
-    folder: RoundFolder, case: Case, probabilities: Probabilities, found: Features, published: bool = False
+    folder: RoundFolder,
+    case: Case,
+    probabilities: Probabilities,
+    found: Features,
+    numbers: Sequence[int],
+    published: bool = False,
 ) -> float:
     """Write label and confidence of one case on the scan's own grid; returns the mean uncertainty there.
 
-    Probabilities are interpolated linearly between tokens and constant beyond the outermost tokens. With
-    ``published``, each voxel has the probabilities of its token, and voxels outside of all tokens are background.
+    ``numbers``: the class number of each channel. Probabilities are interpolated linearly between tokens and constant
+    beyond the outermost tokens. With ``published``, each voxel has the probabilities of its token, and voxels outside
+    of all tokens are background.
     """
     if published:
         probabilities = to_grid(probabilities, found.affine, found.scan, "nearest", "zeros")
         probabilities[0] += 1 - probabilities.sum(0)
     else:
         probabilities = to_grid(probabilities, found.affine, found.scan)
-    write_label(folder.label(case.name), probabilities.argmax(0).numpy(), case.image, found.scan)
+    write_label(folder.label(case.name), probabilities.argmax(0).numpy(), case.image, found.scan, numbers)
     write_share(folder.confidence(case.name), probabilities.amax(0).numpy(), case.image, found.scan)
     return float(predictive_entropy(probabilities.clamp(0, 1)[None]).mean())
 
@@ -182,8 +188,8 @@ def first_pass_engine(
             template.name: Alignment(place, coarse(basis(found.tokens), template.reference.tokens)[0])
             for template, basis, place in zip(templates, bases, result.maps)
         }
-        write_label(folder.copied(case.name), floor.argmax(0).numpy(), case.image, found.scan)
-        uncertainty = write_results(folder, case, result.probabilities, found, published)
+        write_label(folder.copied(case.name), floor.argmax(0).numpy(), case.image, found.scan, cohort.class_numbers)
+        uncertainty = write_results(folder, case, result.probabilities, found, cohort.class_numbers, published)
         best = templates[result.best].name if result.maps else ""
         FirstPass(result.probabilities, frame, best, result.residual, uncertainty, result.points, alignments).save(
             records, case.name
@@ -258,7 +264,7 @@ def label_fusion_engine(
         if carried:
             own, _ = fuse(own, *zip(*carried))
             Fused(own, chosen, float(values.sort().values[:atlases].mean())).save(fused, case.name)
-        return write_results(folder, case, own, found)
+        return write_results(folder, case, own, found, cohort.class_numbers)
 
     engine = case_engine(process, "label fusion", handlers)
 
@@ -295,7 +301,7 @@ class QualityEstimate:
             self._go_back(case, found, first)
         name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
         way, template = WayBack(points, float(residual)), self.templates[name]
-        shares = reference(case, found, self.cohort.num_classes, self.cohort.hdf5_spacing, label).label
+        shares = reference(case, found, self.cohort, label).label
         if self.fused.path(case.name).exists():
             propagated, distance = self.fused.load(case.name, ["probabilities", "dissimilarity"])
         else:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from semisam_o1.data.datasets import images_alone
-from semisam_o1.data.formats import case_grid, read_volume
 from semisam_o1.data.grids import choose_spacing
+from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import image_chain
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import TokenInferer
@@ -75,15 +75,15 @@ def suggest_template(
     top: int = 5,
     given: Sequence[str] = (),
     feature_voxels: int = 400000,
-    image_key: str = "image",
-    spacing=None,
+    reader: ScanReader | None = None,
     seed: int = 0,
 ) -> list[Suggestion]:
     """The ``top`` scans to outline, best first; writes ``suggestion.html``. Excludes cases in val.txt and test.txt.
 
     Args:
         given: cases already outlined; then suggests the next one.
-        feature_voxels, image_key, spacing: as for a run.
+        feature_voxels: as for a run.
+        reader: how scans are read.
 
     Raises:
         DatasetError: there are no scans, or one of ``given`` does not exist.
@@ -96,7 +96,8 @@ def suggest_template(
         raise DatasetError(
             f"--given {' '.join(unknown)}: no such scan in {dataset_dir}; it has {', '.join(names[:5])} ..."
         )
-    cases, scans, step = pooled_scans(cases, feature_voxels, image_key, spacing)
+    reader = reader or ScanReader()
+    cases, scans, step = pooled_scans(cases, feature_voxels, reader)
     names = [case.name for case in cases]
     table = distance_table(scans, step, seed)
     scores = coverage(table, [names.index(name) for name in given if name in names])
@@ -105,23 +106,23 @@ def suggest_template(
         Suggestion(rank, names[i], float(scores[i]), names[int(table[:, i].argmax())])
         for rank, i in enumerate(order[:top], start=1)
     ]
-    write_page(page, found, cases, scores, given, image_key, spacing)
+    write_page(page, found, cases, scores, given, reader)
     return found
 
 
-def pooled_scans(cases: Sequence[Case], feature_voxels: int, image_key: str, spacing):
+def pooled_scans(cases: Sequence[Case], feature_voxels: int, reader: ScanReader):
     """The readable cases, their descriptors pooled to a few thousand tokens, and the pooled token step in mm."""
     grids, readable = [], []
     for case in cases:
         try:
-            grids.append(case_grid(case, image_key, spacing))
+            grids.append(reader.grid(case.image))
             readable.append(case)
         except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; set the scan aside
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
     if len(readable) < 2:
         raise DatasetError(f"{len(readable)} readable scans: at least two are needed to compare scans.")
     step = choose_spacing(grids, feature_voxels)
-    chain, encoder, inferer = image_chain(step, image_key, spacing), mind(), TokenInferer()
+    chain, encoder, inferer = image_chain(step, reader), mind(), TokenInferer()
     scans, kept, factor = [], [], None
     for number, case in enumerate(readable, start=1):
         try:
@@ -155,13 +156,12 @@ def write_page(
     cases: Sequence[Case],
     scores: np.ndarray,
     given: Sequence[str],
-    image_key: str,
-    spacing,
+    reader: ScanReader,
 ) -> None:
     """Write one self-contained page with a picture and the reason for each suggestion."""
     by_name, suggestions = {case.name: case for case in cases}, []
     for suggestion in found:
-        image = read_volume(by_name[suggestion.case].image, image_key, spacing)
+        image = reader.volume(by_name[suggestion.case].image)
         (scan,), sizes = to_ras([np.asarray(image[0])], np.asarray(image.affine))
         png = case_picture(scan, np.zeros(scan.shape, int), None, sizes, {})
         suggestions.append({**suggestion._asdict(), "png": png, "reason": reason(suggestion, scores)})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE
+from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, WARNING
 from semisam_o1.types import DatasetError
 from tests.data.studies import (
     SHAPE,
@@ -26,11 +26,10 @@ from tests.data.studies import (
 
 BROKEN_IMAGES = {
     "truncated": (lambda path: halve(path), "truncated or damaged"),
-    "empty": (lambda path: path.write_bytes(b""), "file is empty"),
-    "not an image": (lambda path: path.write_bytes(b"hello"), "truncated or damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "an empty file"),
+    "not an image": (lambda path: path.write_bytes(b"hello"), "not compressed"),
     "missing": (lambda path: path.unlink(), "no image of that name"),
-    "NaN": (lambda path: write_nifti(path, with_value(np.nan)), "1 NaN or infinite"),
-    "infinite": (lambda path: write_nifti(path, with_value(-np.inf)), "1 NaN or infinite"),
+    "NaN alone": (lambda path: write_nifti(path, np.full(SHAPE, np.nan)), "no finite voxel"),
     "constant": (lambda path: write_nifti(path, np.full(SHAPE, 7.0)), "a constant image"),
     "nearly constant": (lambda path: write_nifti(path, flattened(voxels())), "constant but for a few"),
     "2D": (lambda path: write_nifti(path, voxels()[..., 0]), "a 2D image, 6 x 7"),
@@ -76,7 +75,7 @@ BROKEN_LABELS = {
     "spacing": (lambda path: write_nifti(path, organ(), np.diag([1, 1, 1.1, 1])), "affine differs"),
     "fractions": (lambda path: write_nifti(path, with_value(0.5, organ())), "not whole numbers"),
     "NaN": (lambda path: write_nifti(path, with_value(np.nan, organ())), "not whole numbers"),
-    "negative": (lambda path: write_nifti(path, with_value(-1, organ())), "holds -1"),
+    "negative": (lambda path: write_nifti(path, with_value(-1, organ())), "holds class -1"),
 }
 
 
@@ -123,9 +122,18 @@ def test_an_empty_label_elsewhere_is_worth_a_note(root):
     assert [problem.severity for problem in cohort.problems] == [NOTE] and cohort.case("a").label is not None
 
 
-def test_255_for_the_foreground(root):
-    write_nifti(label_of(root, "t"), organ(2) * 255)
-    with pytest.raises(DatasetError, match="renumber"):
+def test_class_numbers_are_any(root):
+    for name in "tabz":
+        write_nifti(label_of(root, name), (organ(2) * 53).astype(np.uint16))
+    cohort = open_cohort(root)
+    assert list(cohort.classes) == cohort.class_numbers == [0, 53] and cohort.problems == ()
+    assert set(cohort.label(cohort.case("a")).unique().tolist()) == {0, 1}
+    assert open_cohort(root, renumber=False).num_classes == 54
+
+
+def test_a_class_number_that_is_none_costs_no_memory(root):
+    write_nifti(label_of(root, "t"), organ(2).astype(np.uint32) * 4_294_967_295)
+    with pytest.raises(DatasetError, match="4294967296"):
         open_cohort(root)
 
 
@@ -135,12 +143,15 @@ def test_num_classes_that_cannot_be(root, num_classes):
         open_cohort(root, num_classes=num_classes)
 
 
-def test_gaps_in_the_classes_are_worth_a_note(root):
+def test_a_class_that_no_template_holds_is_worth_a_note(root):
     for name in "tabz":
         write_nifti(label_of(root, name), organ(2) * 2)
-    cohort = open_cohort(root)
-    assert cohort.num_classes == 3
+    assert open_cohort(root).problems == ()
+    cohort = open_cohort(root, num_classes=3)
     assert [(problem.severity, problem.found) for problem in cohort.problems] == [(NOTE, "no voxel of class 1")]
+    (root / "classes.json").write_text('{"1": "head", "2": "body"}')
+    (problem,) = open_cohort(root).problems
+    assert problem.severity == WARNING and problem.found == "no template holds class 1 (head)"
 
 
 def write_h5(path, **arrays):
@@ -162,7 +173,7 @@ def test_hdf5_faults(tmp_path):
     (tmp_path / "train.txt").write_text("t\nok\nkey\ncut\nnothing\nshape\n")
     cohort = open_cohort(tmp_path)
     assert set(cohort.set_aside) == {"key", "cut", "nothing"}
-    assert "['label', 'scan']" in cohort.set_aside["key"]
+    assert "which has label, scan" in cohort.set_aside["key"]
     assert cohort.case("shape").label is None and cohort.case("ok").label is None
 
 

@@ -14,7 +14,7 @@ from tests.data.studies import SHAPE, halve, image_of, label_of, organ, with_val
 def test_all_problems_come_in_one_table(root):
     """A stop does not hide what else is wrong, and nothing is printed of a header's free text."""
     write_nifti(label_of(root, "t"), np.zeros(SHAPE, np.uint8))
-    image = nibabel.Nifti1Image(with_value(np.nan), np.eye(4))
+    image = nibabel.Nifti1Image(with_value(np.nan)[..., None, :], np.eye(4))
     image.header["descrip"] = b"Doe^Jane"
     nibabel.save(image, image_of(root, "a"))
     write_nifti(label_of(root, "b"), organ()[1:])

@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from semisam_o1.data import ScanReader
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.formats import read_volume
 from semisam_o1.types import DatasetError
 
 SHAPE = (6, 7, 8)
@@ -67,7 +67,7 @@ def test_nifti_layout(phantom_dir):
 def test_published_layout(phantom_h5_dir, caplog):
     with caplog.at_level(logging.INFO, "semisam_o1"):
         cohort = open_cohort(phantom_h5_dir)
-    assert "taken as 1 mm" in caplog.text
+    assert "1 mm along each axis is assumed" in caplog.text
     assert names(cohort.templates + cohort.pool) == ["phantom_00", "phantom_01", "phantom_02"]
     assert cohort.classes[1] == "class 1"
     case = cohort.templates[0]
@@ -77,17 +77,17 @@ def test_published_layout(phantom_h5_dir, caplog):
 
 
 def test_said_spacing_reaches_the_grid(phantom_h5_dir, caplog):
-    cohort = open_cohort(phantom_h5_dir, spacing=[0.5, 0.5, 2])
-    assert cohort.hdf5_spacing == (0.5, 0.5, 2)
+    cohort = open_cohort(phantom_h5_dir, reader=ScanReader(spacing=[0.5, 0.5, 2]))
     np.testing.assert_array_equal(cohort.grid(cohort.pool[0]).spacing, (0.5, 0.5, 2))
-    assert "taken as 1 mm" not in caplog.text
-    assert open_cohort(phantom_h5_dir, spacing=0.625).hdf5_spacing == 0.625
+    assert "1 mm along each axis is assumed" not in caplog.text
+    cohort = open_cohort(phantom_h5_dir, reader=ScanReader(spacing=0.625))
+    np.testing.assert_array_equal(cohort.grid(cohort.pool[0]).spacing, 0.625)
 
 
 @pytest.mark.parametrize("spacing", [0, (1, 2), (1, -1, 1), "thin", float("nan")])
-def test_impossible_spacing(phantom_h5_dir, spacing):
-    with pytest.raises(DatasetError, match=r"(?m)^spacing +stops the run"):
-        open_cohort(phantom_h5_dir, spacing=spacing)
+def test_impossible_spacing(spacing):
+    with pytest.raises(DatasetError, match="spacing is .*: expected one or three positive numbers, mm"):
+        ScanReader(spacing=spacing)
 
 
 def test_another_image_key(tmp_path):
@@ -97,8 +97,8 @@ def test_another_image_key(tmp_path):
             file["t1"] = voxels(number)
             if name == "a":
                 file["label"] = organ(2)
-    cohort = open_cohort(tmp_path, image_key="t1")
-    assert cohort.hdf5_key == "t1" and names(cohort.templates) == ["a"]
+    cohort = open_cohort(tmp_path, reader=ScanReader("t1"))
+    assert names(cohort.templates) == ["a"]
     assert cohort.case("b").label is None and cohort.num_classes == 2
 
 
@@ -216,7 +216,7 @@ def test_formats_of_3d_slicer(tmp_path, suffix):
     cohort = open_cohort(tmp_path)
     assert names(cohort.templates) == ["t"] and names(cohort.pool) == ["a"]
     assert cohort.grid(cohort.pool[0]).shape == SHAPE
-    np.testing.assert_allclose(read_volume(cohort.pool[0].image)[0].numpy(), arrays["images/a"])
+    np.testing.assert_allclose(ScanReader().volume(cohort.pool[0].image)[0].numpy(), arrays["images/a"])
 
 
 def test_hidden_and_foreign_files_are_no_cases(tmp_path):

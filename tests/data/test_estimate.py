@@ -2,6 +2,7 @@
 
 import pytest
 
+from semisam_o1.data import ScanReader
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.estimate import estimate, estimate_text, validate_text
 from tests.data.studies import halve, image_of
@@ -24,7 +25,7 @@ def test_estimate_grows_with_rounds_and_iterations(phantom_dir):
 def test_estimate_hangs_on_no_spacing(phantom_h5_dir):
     """Scans whose voxel size is unsaid cost what they cost with it, as `choose_spacing` promises."""
     settings = {"num_rounds": 1, "max_iterations": 10, "feature_voxels": 5000}
-    unsaid, said = (estimate(open_cohort(phantom_h5_dir, spacing=s), settings) for s in (None, 0.4))
+    unsaid, said = (estimate(open_cohort(phantom_h5_dir, reader=ScanReader(spacing=s)), settings) for s in (None, 0.4))
     assert unsaid["seconds"] == pytest.approx(said["seconds"], rel=0.01)
 
 

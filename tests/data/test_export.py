@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
+from semisam_o1.data import ScanReader
 from semisam_o1.data.export import write_label, write_share, write_weights
-from semisam_o1.data.formats import read_grid
 from semisam_o1.data.phantoms import grid_affine
 from semisam_o1.errors import WriteError
 from semisam_o1.files import atomic_write, partial_path, write_json, write_text
@@ -55,7 +55,7 @@ def assert_same_place(result, scan):
 @pytest.mark.parametrize("sform_code, qform_code", [(1, 0), (0, 1), (2, 1), (1, 3), (0, 0), (4, 4)])
 def test_a_label_lies_on_its_scan(tmp_path, sform_code, qform_code, units):
     scan = write_scan(tmp_path / "scan.nii.gz", sform_code, qform_code, units)
-    write_label(tmp_path / "label.nii.gz", LABEL, scan, read_grid(scan))
+    write_label(tmp_path / "label.nii.gz", LABEL, scan, ScanReader().grid(scan))
     assert_same_place(tmp_path / "label.nii.gz", scan)
     found = nibabel.load(tmp_path / "label.nii.gz")
     assert found.get_data_dtype() == np.uint8
@@ -68,14 +68,14 @@ def test_any_orientation_by_either_form(tmp_path, axcodes, turn):
     affine = grid_affine(SHAPE, (1.1, 0.7, 2.5), axcodes, turn)
     for codes in ((1, 0), (0, 1), (1, 1)):
         scan = write_scan(tmp_path / "scan.nii", *codes, sform=affine, qform=affine)
-        write_label(tmp_path / "label.nii", LABEL, scan, read_grid(scan))
+        write_label(tmp_path / "label.nii", LABEL, scan, ScanReader().grid(scan))
         assert_same_place(tmp_path / "label.nii", scan)
 
 
 def test_maps_lie_on_their_scan_as_well(tmp_path):
     scan = write_scan(tmp_path / "scan.nii.gz", 0, 1, ("micron", "unknown"))
-    write_share(tmp_path / "c.nii.gz", np.full(SHAPE, 0.5), scan, read_grid(scan))
-    write_share(tmp_path / "e.nii.gz", np.full(SHAPE, 0.25), scan, read_grid(scan))
+    write_share(tmp_path / "c.nii.gz", np.full(SHAPE, 0.5), scan, ScanReader().grid(scan))
+    write_share(tmp_path / "e.nii.gz", np.full(SHAPE, 0.25), scan, ScanReader().grid(scan))
     for name in "ce":
         assert_same_place(tmp_path / f"{name}.nii.gz", scan)
 
@@ -86,15 +86,15 @@ def test_an_unused_broken_qform_does_not_matter(tmp_path):
     image.header["quatern_b"] = 2
     nibabel.save(image, tmp_path / "broken.nii")
     scan = tmp_path / "broken.nii"
-    np.testing.assert_allclose(read_grid(scan).affine, SFORM, atol=1e-5)
-    write_label(tmp_path / "label.nii", LABEL, scan, read_grid(scan))
+    np.testing.assert_allclose(ScanReader().grid(scan).affine, SFORM, atol=1e-5)
+    write_label(tmp_path / "label.nii", LABEL, scan, ScanReader().grid(scan))
     np.testing.assert_allclose(nibabel.load(tmp_path / "label.nii").affine, SFORM, atol=1e-5)
 
 
 def test_a_label_of_an_hdf5_scan(tmp_path):
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["image"] = np.zeros(SHAPE)
-    grid = read_grid(tmp_path / "scan.h5", spacing=(1.0, 2.0, 0.5))
+    grid = ScanReader(spacing=(1.0, 2.0, 0.5)).grid(tmp_path / "scan.h5")
     write_label(tmp_path / "label.nii.gz", LABEL, tmp_path / "scan.h5", grid)
     found = nibabel.load(tmp_path / "label.nii.gz")
     np.testing.assert_allclose(found.affine, np.diag([1, 2, 0.5, 1]))
@@ -109,7 +109,7 @@ def test_a_label_of_an_itk_scan_lies_where_itk_has_it(tmp_path, suffix):
     scan.SetOrigin((10, -20, 30))
     scan.SetDirection((0, -1, 0, 0.6, 0, -0.8, 0.8, 0, 0.6))
     sitk.WriteImage(scan, str(tmp_path / f"scan{suffix}"))
-    grid = read_grid(tmp_path / f"scan{suffix}")
+    grid = ScanReader().grid(tmp_path / f"scan{suffix}")
     write_label(tmp_path / "label.nii.gz", LABEL, tmp_path / f"scan{suffix}", grid)
     found = sitk.ReadImage(str(tmp_path / "label.nii.gz"))
     for name in ("GetSpacing", "GetOrigin", "GetDirection"):
@@ -122,7 +122,7 @@ def test_many_classes_take_two_bytes(tmp_path):
     for largest, dtype in ((255, np.uint8), (256, np.uint16)):
         label = LABEL.copy()
         label[0, 0, 0] = largest
-        write_label(tmp_path / "label.nii", label, scan, read_grid(scan))
+        write_label(tmp_path / "label.nii", label, scan, ScanReader().grid(scan))
         found = nibabel.load(tmp_path / "label.nii")
         assert found.get_data_dtype() == dtype
         np.testing.assert_array_equal(np.asarray(found.dataobj), label)
@@ -131,7 +131,7 @@ def test_many_classes_take_two_bytes(tmp_path):
 def test_another_shape_is_refused_and_nothing_is_written(tmp_path):
     scan = write_scan(tmp_path / "scan.nii", 1, 1)
     with pytest.raises(ValueError, match=r"label.nii: result of shape \(5, 6, 8\) for a scan of shape \(5, 6, 7\)"):
-        write_label(tmp_path / "out" / "label.nii", np.zeros((5, 6, 8), int), scan, read_grid(scan))
+        write_label(tmp_path / "out" / "label.nii", np.zeros((5, 6, 8), int), scan, ScanReader().grid(scan))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
@@ -142,7 +142,7 @@ def test_a_map_of_shares_is_off_by_less_than_half_a_step(tmp_path):
     scan = write_scan(tmp_path / "scan.nii", 1, 1)
     confidence = np.random.default_rng(2).uniform(0, 1, SHAPE)
     confidence[0, 0, :3] = 0, 1, 1 + 1e-6  # a resampled probability may pass 1 by a rounding error
-    write_share(tmp_path / "c.nii.gz", confidence, scan, read_grid(scan))
+    write_share(tmp_path / "c.nii.gz", confidence, scan, ScanReader().grid(scan))
     found = nibabel.load(tmp_path / "c.nii.gz")
     assert found.get_data_dtype() == np.uint8
     assert np.abs(found.get_fdata() - confidence).max() <= 0.5 / 255 * 1.0001
@@ -178,12 +178,12 @@ def test_whole_leaves_what_was_there_on_failure(tmp_path, before, written):
 @needs_full_device
 def test_an_image_cut_short_never_takes_the_name(tmp_path):
     scan = write_scan(tmp_path / "scan.nii", 1, 1)
-    write_label(tmp_path / "out" / "label.nii", LABEL, scan, read_grid(scan))
+    write_label(tmp_path / "out" / "label.nii", LABEL, scan, ScanReader().grid(scan))
     before = (tmp_path / "out" / "label.nii").read_bytes()
 
     partial_path(tmp_path / "out" / "label.nii").symlink_to(FULL)
     with pytest.raises(WriteError, match=r"label\.nii cannot be written: the disk is full"):
-        write_label(tmp_path / "out" / "label.nii", 1 - LABEL, scan, read_grid(scan))
+        write_label(tmp_path / "out" / "label.nii", 1 - LABEL, scan, ScanReader().grid(scan))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["label.nii"]
     assert (tmp_path / "out" / "label.nii").read_bytes() == before
 

@@ -108,4 +108,4 @@ def test_files_that_no_case_uses_are_named_once(root):
         write_nifti(image_of(root, name), voxels())
     write_nifti(label_of(root, "q"), organ())
     found = [problem.found for problem in open_cohort(root).problems]
-    assert found == ["4 images in no list: u, v, w ...", "1 labels without an image: q"]
+    assert found == ["4 images in no list: u, v, w ...", "1 label without an image: q"]

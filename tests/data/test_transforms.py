@@ -1,5 +1,7 @@
 """From file to working space and back: readers, chains, paddings and sizes, against SimpleITK and scipy."""
 
+from pathlib import Path
+
 import h5py
 import nibabel
 import numpy as np
@@ -7,12 +9,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Invertd
+from monai.transforms import Invertd, LoadImaged
 from scipy.ndimage import gaussian_filter
 
-from semisam_o1.data.formats import HDF5Reader, LoadScand, read_grid, read_volume
+from semisam_o1.data import ScanReader
 from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid, working_shape
 from semisam_o1.data.phantoms import grid_affine, make_phantom, reorient
+from semisam_o1.data.reader import LoadScand
 from semisam_o1.data.transforms import (
     AntiAliasd,
     PublishedPadd,
@@ -22,6 +25,8 @@ from semisam_o1.data.transforms import (
     label_chain,
     largest_component_classes,
 )
+from semisam_o1.types import Case, DatasetError
+from tests.jobs import cohort_of
 
 SHAPE, SIZES, TURN = (18, 20, 12), (2.0, 1.5, 3.0), (8, -6, 15)
 OBLIQUE = grid_affine(SHAPE, SIZES, "LPS", TURN)
@@ -57,6 +62,30 @@ def itk_resample(array, affine, grid, outside=np.nan):
     return sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
 
 
+def chains_of(spacing, reader=None, intensities="percentiles"):
+    """item -> item after both chains, for a label of three classes."""
+
+    def work(item):
+        case = Case("a", Path(item["image"]), Path(item["label"]), "template")
+        parts = [
+            image_chain(spacing, reader, intensities),
+            label_chain(spacing, cohort_of([case], classes=3, reader=reader)),
+        ]
+        return chain(parts)(item | {"case": "a"})
+
+    return work
+
+
+def labels_of(spacing):
+    """label file -> what the label chain makes of it, on its own grid."""
+
+    def work(path):
+        case = Case("a", Path(path), Path(path), "template")
+        return label_chain(spacing, cohort_of([case], classes=3))(case.item())["label"]
+
+    return work
+
+
 @pytest.fixture(scope="module")
 def scan():
     """An oblique, anisotropic scan stored as LPS: image and label (H, W, D)."""
@@ -72,13 +101,14 @@ def test_hdf5_gets_its_affine_from_the_spacing(tmp_path, spacing, diagonal):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"], file["label"], file["other"] = array, array % 3, array + 100.0
     for dataset, expected in (("image", array), ("other", array + 100)):
-        load = LoadScand("image", dataset=dataset, spacing=spacing)
-        found = load({"image": str(tmp_path / "a.h5")})["image"]
+        reader = ScanReader(dataset, spacing)
+        found = LoadScand("image", reader)({"image": str(tmp_path / "a.h5")})["image"]
         assert found.dtype == torch.float32 and found.shape == (1, 2, 3, 4)
         np.testing.assert_array_equal(found[0], expected)
         np.testing.assert_array_equal(found.affine, np.diag([*diagonal, 1]))
-        np.testing.assert_array_equal(read_volume(tmp_path / "a.h5", dataset, spacing), found)
-    grid = read_grid(tmp_path / "a.h5", "label", spacing)
+        np.testing.assert_array_equal(reader.volume(tmp_path / "a.h5"), found)
+    np.testing.assert_array_equal(reader.volume(tmp_path / "a.h5", label=True)[0], array % 3)
+    grid = reader.grid(tmp_path / "a.h5", label=True)
     np.testing.assert_array_equal(grid.affine, np.diag([*diagonal, 1]))
     np.testing.assert_array_equal(grid.spacing, diagonal)
     assert grid.shape == (2, 3, 4)
@@ -87,16 +117,17 @@ def test_hdf5_gets_its_affine_from_the_spacing(tmp_path, spacing, diagonal):
 def test_a_missing_hdf5_dataset_is_named_with_those_that_are_there(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"], file["label"] = np.zeros((2, 2, 2)), np.zeros((2, 2, 2))
-    with pytest.raises(KeyError, match=r"a\.h5: no dataset 'flair' .*\['image', 'label'\]"):
-        HDF5Reader("flair").read(tmp_path / "a.h5")
-    with pytest.raises(KeyError, match=r"no dataset 'flair' .*\['image', 'label'\]"):
-        read_grid(tmp_path / "a.h5", "flair")
+    for read in (ScanReader("flair").volume, ScanReader("flair").grid):
+        with pytest.raises(DatasetError, match=r"a\.h5: no dataset 'flair' in the file, which has image, label;"):
+            read(tmp_path / "a.h5")
 
 
-def test_only_hdf5_is_read_as_such():
-    reader = HDF5Reader()
-    assert reader.verify_suffix("a.h5") and reader.verify_suffix(["A.HDF5"])
-    assert not reader.verify_suffix("a.nii.gz") and not reader.verify_suffix(["a.h5", "b.nrrd"])
+def test_monai_takes_the_reader(tmp_path, scan):
+    path = save_nifti(tmp_path / "a.nii.gz", scan[0], OBLIQUE)
+    found = LoadImaged("image", reader=ScanReader(), ensure_channel_first=True)({"image": path})["image"]
+    np.testing.assert_array_equal(found, ScanReader().volume(path))
+    np.testing.assert_array_equal(found.affine, ScanReader().volume(path).affine)
+    assert not ScanReader().verify_suffix("a.dcm") and ScanReader().verify_suffix(["a.h5", "B.NRRD"])
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -106,16 +137,16 @@ def test_every_format_gives_the_same_voxels_in_the_same_place(tmp_path, scan, su
     found = LoadScand("image")({"image": str(tmp_path / f"scan{suffix}")})["image"]
     np.testing.assert_array_equal(found[0], scan[0])
     np.testing.assert_allclose(found.affine, nifti.affine, atol=2e-5)
-    grid = read_grid(tmp_path / f"scan{suffix}")
+    grid = ScanReader().grid(tmp_path / f"scan{suffix}")
     np.testing.assert_allclose(grid.affine, nifti.affine, atol=2e-5)
     np.testing.assert_allclose(grid.spacing, SIZES, rtol=1e-5)
     assert grid.shape == SHAPE
-    np.testing.assert_array_equal(read_volume(tmp_path / f"scan{suffix}")[0], scan[0])
+    np.testing.assert_array_equal(ScanReader().volume(tmp_path / f"scan{suffix}")[0], scan[0])
 
 
 def test_a_grid_tells_of_more_axes_than_three(tmp_path):
     save_nifti(tmp_path / "a.nii", np.zeros((3, 4, 5, 2), np.float32), np.eye(4))
-    assert read_grid(tmp_path / "a.nii").shape == (3, 4, 5, 2)
+    assert ScanReader().grid(tmp_path / "a.nii").shape == (3, 4, 5, 2)
 
 
 # To the working space
@@ -123,7 +154,7 @@ def test_a_grid_tells_of_more_axes_than_three(tmp_path):
 
 @pytest.mark.parametrize("axcodes", ["LAS", "LPS", "PSR", "ILA"])
 def test_a_flipped_or_permuted_copy_gives_the_same_working_array(tmp_path, scan, axcodes):
-    work = chain([image_chain(2.0), label_chain(2.0, 3)])
+    work = chains_of(2.0)
     found = []
     for name, code in (("plain", "RAS"), ("stored", axcodes)):
         item = {}
@@ -140,7 +171,7 @@ def test_a_flipped_or_permuted_copy_gives_the_same_working_array(tmp_path, scan,
 def test_spacing_none_keeps_the_stored_grid(tmp_path, scan):
     item = {"image": save_nifti(tmp_path / "i.nii", scan[0], OBLIQUE)}
     item["label"] = save_nifti(tmp_path / "l.nii", scan[1], OBLIQUE)
-    found = chain([image_chain(None, intensities=None), label_chain(None, 3)])(item)
+    found = chains_of(None, intensities=None)(item)
     np.testing.assert_array_equal(found["image"][0], scan[0])
     np.testing.assert_array_equal(found["label"], np.eye(3)[scan[1]].transpose(3, 0, 1, 2))
     for key in item:
@@ -182,7 +213,7 @@ def test_the_hdf5_key_and_spacing_reach_the_chains(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"], file["label"], file["t2"] = image, label, image + 1
     item = {"image": str(tmp_path / "a.h5"), "label": str(tmp_path / "a.h5")}
-    found = chain([image_chain(3.0, "t2", 3.0, None), label_chain(3.0, 3, 3.0)])(item)
+    found = chains_of(3.0, ScanReader("t2", 3.0), None)(item)
     np.testing.assert_allclose(found["image"][0], image + 1, rtol=1e-5)
     np.testing.assert_allclose(found["label"].argmax(0), label)
     np.testing.assert_allclose(found["image"].affine, np.diag([3, 3, 3, 1]))
@@ -195,7 +226,7 @@ def test_labels_sum_to_one_and_keep_their_volumes(tmp_path, spacing, stored):
     shape = tuple(int(n) for n in np.array((46, 44, 42)) // sizes)
     affine = grid_affine(shape, sizes, stored.get("axcodes", "RAS"), stored.get("turn", (0, 0, 0)))
     label = make_phantom(1, shape, affine=affine)[1]
-    found = label_chain(spacing, 3)({"label": save_nifti(tmp_path / "l.nii", label, affine)})["label"]
+    found = labels_of(spacing)(save_nifti(tmp_path / "l.nii", label, affine))
     assert found.shape[0] == 3
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
     assert found.min() >= 0
@@ -209,8 +240,8 @@ def test_labels_sum_to_one_and_keep_their_volumes(tmp_path, spacing, stored):
 
 def test_a_result_returns_by_its_affine(tmp_path, scan):
     path = save_nifti(tmp_path / "l.nii", scan[1], OBLIQUE)
-    working = label_chain(1.5, 3)({"label": path})["label"]
-    grid = read_grid(path)
+    working = labels_of(1.5)(path)
+    grid = ScanReader().grid(path)
     found = to_grid(working, working.affine, grid)
     assert type(found) is torch.Tensor and found.shape == (3, *SHAPE)
     for number in range(3):
@@ -283,7 +314,7 @@ def test_working_shape_is_what_the_chain_gives(tmp_path):
         path = save_nifti(tmp_path / "i.nii", np.zeros(shape, np.float32), affine)
         for spacing in (1.7, 2.6):
             found = image_chain(spacing, intensities=None)({"image": path})["image"]
-            np.testing.assert_array_equal(working_shape(read_grid(path), spacing), found.shape[1:])
+            np.testing.assert_array_equal(working_shape(ScanReader().grid(path), spacing), found.shape[1:])
 
 
 def test_the_patch_is_the_median_scan_shortened_until_it_fits():

@@ -156,6 +156,20 @@ def test_a_touched_scan_makes_nothing_stale_and_a_changed_one_does(phantom_dir, 
     assert "phantom_01" in capsys.readouterr().err
 
 
+def test_a_scan_that_was_damaged_for_a_while_is_as_before(phantom_dir, run, tmp_path):
+    data, copied = shutil.copytree(phantom_dir, tmp_path / "data"), shutil.copytree(run, tmp_path / "run")
+    scan = data / "images" / "phantom_01.nii.gz"
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:1000])
+    assert start(data, copied) == 0
+    assert "phantom_01" in json.loads((copied / "run.json").read_text())["set_aside"]
+    scan.write_bytes(whole)
+    assert start(data, copied, restart_from="round_2") == 0
+    assert json.loads((copied / "run.json").read_text())["set_aside"] == {}
+    found = [list(csv.DictReader((folder / "review.csv").open())) for folder in (run, copied)]
+    assert found[0] == found[1]
+
+
 def test_a_new_scan_gets_a_label_and_others_stay(phantom_dir, run, tmp_path, capfd):
     data, copied = shutil.copytree(phantom_dir, tmp_path / "data"), shutil.copytree(run, tmp_path / "run")
     shutil.copy(data / "images" / "phantom_02.nii.gz", data / "images" / "new.nii.gz")

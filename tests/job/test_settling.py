@@ -8,6 +8,8 @@ from semisam_o1.files import write_text
 from semisam_o1.job.selection import best_round, change, doubts, mean_predicted_dice
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.types import Case
+from tests.jobs import cohort_of
 
 
 def judged(folder, *values: float):
@@ -26,6 +28,11 @@ def test_the_quality_of_a_round_is_the_mean_of_its_labels(tmp_path):
     assert mean_predicted_dice(RoundFolder(tmp_path)) == 0
 
 
+def pool_of(folder, *names):
+    label(folder / "scan.nii.gz", 0, 0, 0, 1)
+    return cohort_of([], [Case(name, folder / "scan.nii.gz", None, "pool") for name in names])
+
+
 def test_change_compares_the_labels_that_rounds_end_with(tmp_path):
     before, after = tmp_path / "round_0", tmp_path / "round_1"
     label(before / "labels" / "a.nii.gz", 1, 1, 0, 0)
@@ -33,11 +40,11 @@ def test_change_compares_the_labels_that_rounds_end_with(tmp_path):
     label(after / "predictions" / "a.nii.gz", 1, 0, 0, 0)  # Dice 2/3
     label(after / "predictions" / "b.nii.gz", 1, 1, 0, 0)
     folders = RoundFolder(before), RoundFolder(after)
-    assert change(*folders, ["a", "b", "not labelled"], 2) == pytest.approx(1 - (2 / 3 + 1) / 2)
+    assert change(*folders, pool_of(tmp_path, "a", "b", "not labelled")) == pytest.approx(1 - (2 / 3 + 1) / 2)
     label(after / "labels" / "a.nii.gz", 0, 0, 1, 1)  # refined: that is what counts now
     label(after / "labels" / "b.nii.gz", 1, 1, 0, 0)
     assert folders[1].final("a") == after / "labels" / "a.nii.gz"
-    assert change(*folders, ["a", "b"], 2) == pytest.approx(0.5)
+    assert change(*folders, pool_of(tmp_path, "a", "b")) == pytest.approx(0.5)
 
 
 def test_the_last_round_within_the_tolerance_is_best():

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from semisam_o1.cli import main
+from semisam_o1.data import ScanReader
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.job.final_test import score_cases, summary
 from semisam_o1.ledger import Ledger
@@ -48,10 +49,11 @@ def test_a_whole_run(golden, three_cases, tmp_path):
     rows = score_cases(
         lambda case: found[f"run/{case.name}/prediction"].astype(int),
         cases,
-        3,
+        [0, 1, 2],
         "given",
         tmp_path / "out",
         Ledger(tmp_path / "out", "test"),
+        ScanReader(),
     )
     (tmp_path / "out" / "written.json").unlink()
     np.testing.assert_allclose([[row[name] for name in MEASURES] for row in rows], found["run/rows"], atol=1e-6)

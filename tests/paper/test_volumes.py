@@ -22,6 +22,7 @@ from semisam_o1.round_0.engines import published_reference
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 from semisam_o1.uncertainty import entropy, predictive_entropy
+from tests.jobs import cohort_of
 
 
 class Echo(nn.Module):
@@ -91,7 +92,8 @@ def test_the_label_at_the_cells(golden, inputs, tmp_path, n):
     affine = np.asarray(tokens.affine).reshape(-1, 4, 4)[0]
     for key, classes in cases.items():
         features = SimpleNamespace(tokens=tokens.as_tensor()[0], affine=affine, scan=SimpleNamespace(affine=np.eye(4)))
-        shares = published_reference(case, features, classes).label
+        cohort = cohort_of([case], classes=classes, binary=key.startswith("binary"))
+        shares = published_reference(case, features, cohort).label
         np.testing.assert_array_equal(shares.numpy(), found[key])
 
 
@@ -133,10 +135,10 @@ def test_round_0(golden, inputs, tmp_path, case):
     engine = first_pass_engine(store, cohort, prototype, tmp_path / "run", published=True)
     engine.run(cohort.pool, epoch_length=len(cohort.pool))
     assert not engine.state.failed
-    from semisam_o1.data import read_volume
+    from semisam_o1.data import ScanReader
 
     for scan in cohort.pool:
-        label = read_volume(RunFolder(tmp_path / "run").round(0).label(scan.name))[0].numpy()
+        label = ScanReader().volume(RunFolder(tmp_path / "run").round(0).label(scan.name))[0].numpy()
         np.testing.assert_array_equal(label, found[f"{case}/label/{scan.name}"])
 
 

@@ -1,14 +1,12 @@
 """The refinement's engine, its guard and its voxel votes on tiny scans."""
 
-from types import SimpleNamespace
-
 import nibabel
 import numpy as np
 import pytest
 import torch
 
+from semisam_o1.data import ScanReader
 from semisam_o1.data.export import write_label, write_share
-from semisam_o1.data.formats import read_volume
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import FeatureStore
@@ -18,6 +16,7 @@ from semisam_o1.round_0.alignment import AffineMap
 from semisam_o1.round_0.passes import Alignment, FirstPass
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
+from tests.jobs import cohort_of
 
 SIDES = (12, 12, 12)
 GRID = Grid(np.eye(4), SIDES)
@@ -55,10 +54,7 @@ def cohort(tmp_path):
         entropy = -(shares * shares.log()).sum(0).numpy() / np.log(2)
         write_label(folder.prediction(case.name), shares.argmax(0).numpy(), case.image, GRID)
         write_share(folder.uncertainty_map(case.name), entropy, case.image, GRID)
-    return SimpleNamespace(
-        store=store, templates=cases[:1], pool=cases[1:], num_classes=2, hdf5_spacing=None, folder=tmp_path,
-        classes={0: "background", 1: "cube"}, grid=lambda case: GRID,
-    )  # fmt: skip
+    return cohort_of(cases[:1], cases[1:], {0: "background", 1: "cube"}, store=store, folder=tmp_path)
 
 
 def voxel_votes(cohort, **more):
@@ -66,7 +62,7 @@ def voxel_votes(cohort, **more):
 
 
 def label(cohort, kind, name):
-    return read_volume(cohort.folder / "round_1" / kind / f"{name}.nii.gz")[0].numpy()
+    return ScanReader().volume(cohort.folder / "round_1" / kind / f"{name}.nii.gz")[0].numpy()
 
 
 def test_a_doubted_place_gets_the_label_of_its_like_and_the_rest_stays(cohort):

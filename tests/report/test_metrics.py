@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -28,6 +27,7 @@ from semisam_o1.report.metrics import (
 )
 from semisam_o1.runfolder import volume
 from semisam_o1.types import Case
+from tests.jobs import cohort_of
 
 PROPAGATED = {"split": "pool", "round": 0, "stage": "propagated"}
 PREDICTED = {"split": "pool", "round": 1, "stage": "predicted"}
@@ -170,7 +170,7 @@ def folder(tmp_path):
         cases.append(Case(name, tmp_path / f"{name}.nii.gz", truth if start else None, "pool"))
         nibabel.save(nibabel.Nifti1Image(cube((8, 8, 9)), np.diag([*SPACING, 1])), tmp_path / f"{name}.nii.gz")
     (tmp_path / "c.nii.gz").unlink()
-    return tmp_path, cases, SimpleNamespace(num_classes=2, hdf5_spacing=None)
+    return tmp_path, cases, cohort_of([], cases)
 
 
 def test_evaluate_folder_scores_cases_with_truth_in_mm(folder):
@@ -201,10 +201,10 @@ def test_a_label_already_scored_is_not_scored_again(folder):
 def test_evaluate_folder_names_the_case_that_does_not_fit(folder):
     path, cases, cohort = folder
     nibabel.save(nibabel.Nifti1Image(cube(shape=(20, 20, 19)), np.eye(4)), path / "a.nii.gz")
-    with pytest.raises(ValueError, match=r"a: the label .*\(20, 20, 19\).*\(20, 20, 20\)"):
+    with pytest.raises(ValueError, match="a-truth.nii.gz: label 20 x 20 x 20; expected the image's 20 x 20 x 19"):
         evaluate_folder(partial(volume, path), cases, cohort, PROPAGATED)
     nibabel.save(nibabel.Nifti1Image(cube().astype(np.float32) / 2, np.eye(4)), path / "a.nii.gz")
-    with pytest.raises(ValueError, match="a: .*not whole numbers"):
+    with pytest.raises(ValueError, match="a.nii.gz: .*not whole numbers"):
         evaluate_folder(partial(volume, path), cases, cohort, PROPAGATED)
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -19,6 +18,7 @@ from semisam_o1.report.page import write_report
 from semisam_o1.report.pictures import case_picture, class_colour, montage, to_ras
 from semisam_o1.runfolder import LAYOUT
 from semisam_o1.types import Case, DatasetError
+from tests.jobs import cohort_of
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -70,16 +70,8 @@ def run(tmp_path):
         cases.append(Case(name, image, label, "pool"))
         if i:
             save(ball((9, 12, 14)), out / "round_0" / "labels" / f"{name}.nii.gz")
-    cohort = SimpleNamespace(
-        templates=tuple(cases[:1]),
-        pool=tuple(cases[1:]),
-        classes={0: "background", 1: "ball & socket"},
-        num_classes=2,
-        set_aside={"p9": "shape (3, 3) of <image>"},
-        hdf5_key="image",
-        hdf5_spacing=None,
-    )
-    cohort.split = lambda name: cohort.pool if name == "pool" else ()
+    classes = {0: "background", 1: "ball & socket"}
+    cohort = cohort_of(cases[:1], cases[1:], classes, set_aside={"p9": "shape (3, 3) of <image>"})
     (out / "review.csv").write_text("case,uncertainty,predicted_dice\np3,0.5,\np<1>,0.25,0.7\np4,0.125,\n")
     settings = {"dataset_dir": "https://example.org/data", "knn_k": 5, "patch_size": [8, 8], "spacing": None}
     stages = [{"stage": "propagation", "seconds": 1.5, "peak_memory_mib": 300}]
@@ -151,7 +143,7 @@ def test_nothing_that_a_user_names_becomes_html(run):
     record |= {"warnings": [evil], "versions": {evil: evil}, "stages": [{"stage": evil, "seconds": evil}]}
     record["settings"][evil] = [evil]
     (out / "run.json").write_text(json.dumps(record))
-    cohort.classes |= {1: evil, 2: evil}
+    cohort.classes.update({1: evil, 2: evil})
     cohort.set_aside[evil] = evil
     write_csv(rows(NAMES[-1], 0, "propagated", 0.5), out / "metrics.csv")
     text = write_report(out, cohort).read_text(encoding="utf-8")
@@ -224,7 +216,7 @@ def test_report_survives_what_is_missing_or_broken(run):
     save(ball((9, 11, 14))[:-1], out / "round_0" / "labels" / "p4.nii.gz")
     page = Page(write_report(out, cohort).read_text(encoding="utf-8"))
     assert "No label was written." in page.text and "No case with truth was scored." in page.text
-    assert page.text.count("No picture: ") == 2 and "of one shape" in page.text
+    assert page.text.count("No picture: ") == 2 and "expected the image's" in page.text
     with pytest.raises(FileNotFoundError, match="no such run folder"):
         write_report(out / "elsewhere", cohort)
 

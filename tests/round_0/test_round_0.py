@@ -1,13 +1,11 @@
 """The engines of round 0 on tiny scans: what the second pass finds when it starts."""
 
-from types import SimpleNamespace
-
 import nibabel
 import numpy as np
 import pytest
 import torch
 
-from semisam_o1.data.formats import read_volume
+from semisam_o1.data import ScanReader
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import Features, FeatureStore
@@ -17,6 +15,7 @@ from semisam_o1.round_0.passes import Alignment, FirstPass
 from semisam_o1.round_0.propagation import copy
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case, UserError
+from tests.jobs import cohort_of
 
 SIDES = (12, 11, 10)
 
@@ -42,21 +41,22 @@ def cohort(tmp_path):
             place = Alignment(AffineMap(torch.eye(3), torch.zeros(3)), coarse(tokens, tokens)[0])
             FirstPass(shares, "world", "t", 0.1, 0.1, None, {"t": place}).save(drafts, name)
 
-    return SimpleNamespace(store=store, templates=cases[:1], cases=cases[1:], folder=tmp_path, first_pass=first_pass)
+    more = {"store": store, "folder": tmp_path, "first_pass": first_pass}
+    return cohort_of(cases[:1], cases[1:], **more)
 
 
 def label_fusion(cohort):
-    return label_fusion_engine(cohort.store, cohort, cohort.cases, cohort.folder, atlases=2, iterations=(0, 0, 0))
+    return label_fusion_engine(cohort.store, cohort, cohort.pool, cohort.folder, atlases=2, iterations=(0, 0, 0))
 
 
 def label(cohort, name):
-    return read_volume(RunFolder(cohort.folder).round(0).label(name))[0].numpy()
+    return ScanReader().volume(RunFolder(cohort.folder).round(0).label(name))[0].numpy()
 
 
 def test_two_atlases_outvote_a_scan_of_its_own_mind(cohort):
     cohort.first_pass()
     engine = label_fusion(cohort)
-    engine.run(cohort.cases, epoch_length=3)
+    engine.run(cohort.pool, epoch_length=3)
     assert engine.state.failed == {}
     cube = np.zeros(SIDES)
     cube[4:8, 4:8, 3:7] = 1
@@ -67,14 +67,14 @@ def test_two_atlases_outvote_a_scan_of_its_own_mind(cohort):
 def test_the_second_pass_sees_what_the_first_wrote_after_it_was_built(cohort):
     engine = label_fusion(cohort)
     cohort.first_pass()
-    engine.run(cohort.cases, epoch_length=3)
+    engine.run(cohort.pool, epoch_length=3)
     assert label(cohort, "a").sum() == 64
 
 
 def test_scans_that_the_first_pass_did_not_align_are_left_alone(cohort):
     cohort.first_pass("ab")
     engine = label_fusion(cohort)
-    engine.run(cohort.cases, epoch_length=3)
+    engine.run(cohort.pool, epoch_length=3)
     assert sorted(p.name for p in (cohort.folder / "round_0" / "labels").iterdir()) == ["a.nii.gz", "b.nii.gz"]
     assert engine.state.failed == {}
 
@@ -90,7 +90,7 @@ def test_a_class_smaller_than_a_token_is_said(tmp_path, caplog):
     place[:3, 3] = 3.5
     store.save(case, torch.zeros(2, 3, 3, 3), place, grid)
     classes = {0: "background", 1: "large", 2: "small"}
-    cohort = SimpleNamespace(templates=[case], num_classes=3, hdf5_spacing=None, classes=classes)
+    cohort = cohort_of([case], classes=classes)
     templates_of(store, cohort)
     assert "small fill no token of 8 mm" in caplog.text and "large" not in caplog.text
     label[label == 1] = 0
@@ -108,6 +108,6 @@ def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp
     foreground = torch.tensor([0.7, 0.0]).reshape(2, 1, 1)
     probabilities = torch.stack([1 - foreground, foreground])
     case = Case("a", tmp_path / "a.nii.gz", None, "pool")
-    write_results(RoundFolder(tmp_path), case, probabilities, Features(None, affine, None, scan), published)
-    row = read_volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
+    write_results(RoundFolder(tmp_path), case, probabilities, Features(None, affine, None, scan), [0, 1], published)
+    row = ScanReader().volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
     assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from semisam_o1.cli import main
+from semisam_o1.data import ScanReader
 from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.round_0.suggest import Suggestion, coverage, reason, suggest_template, write_page
 from semisam_o1.types import Case, DatasetError
@@ -78,7 +79,7 @@ def test_names_on_the_page_are_text(tmp_path):
     image = tmp_path / "image.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((8, 9, 10), np.float32), np.eye(4)), image)
     found = [Suggestion(1, evil, 0.25, f"{evil} far")]
-    write_page(tmp_path / "page.html", found, [Case(evil, image, None, "pool")], np.array([0.5]), [evil], "image", None)
+    write_page(tmp_path / "page.html", found, [Case(evil, image, None, "pool")], np.array([0.5]), [evil], ScanReader())
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in text
     said = " ".join(html.unescape(text).split())
