@@ -7,6 +7,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -128,3 +130,18 @@ def sam_weights(made_once) -> Path:
         torch.save({"model_state_dict": state}, folder / "sam_med3d_turbo.pth")
 
     return made_once("weights", make) / "sam_med3d_turbo.pth"
+
+
+@pytest.fixture(scope="session")
+def fail(made_once) -> Path:
+    """The library of `hostile/fail.c`, which makes calls fail for the process that preloads it."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler, cc")
+
+    source = Path(__file__).parent / "hostile" / "fail.c"
+
+    def make(folder: Path) -> None:
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "fail.so", source, "-ldl"], check=True)
+
+    return made_once("fail", make) / "fail.so"

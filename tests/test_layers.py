@@ -25,7 +25,7 @@ LAYERS = (
     {"data"},
     {"runfolder", "runtime", "uncertainty", "options"},
     {"tables", "neighbours", "weights"},
-    {"ledger"},
+    {"ledger", "lock"},
     {"files", "literals", "kinds", "signals"},
     {"errors"},
     {"types", "version", "__init__"},

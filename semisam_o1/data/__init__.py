@@ -6,7 +6,7 @@ from semisam_o1.data.formats import Format
 from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
 from semisam_o1.data.images import image_files, readable_cases
 from semisam_o1.data.labels import read_label
-from semisam_o1.data.reader import LoadScand, ScanReader
+from semisam_o1.data.reader import LoadScand, ScanDataset, ScanReader
 from semisam_o1.data.stored import Stored
 from semisam_o1.data.transforms import (
     PublishedPadd,
@@ -25,6 +25,7 @@ __all__ = [
     "LoadScand",
     "PublishedPadd",
     "PublishedRandCropd",
+    "ScanDataset",
     "ScanReader",
     "Stored",
     "chain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,11 @@ class Cohort:
     def unsaid_spacing(self) -> bool:
         """Whether voxels are assumed to be 1 mm because neither the files nor the user give a size."""
         return self.reader.spacing is None and not format_of(self.templates[0].image).has_geometry
+
+    def without(self, failed: Mapping[str, str]) -> Cohort:
+        """The cohort without the cases of ``failed`` (case -> reason), which are set aside. Templates stay."""
+        pool, val, test = (tuple(case for case in self.split(part) if case.name not in failed) for part in LISTS)
+        return replace(self, pool=pool, val=val, test=test, set_aside=self.set_aside | dict(failed))
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of "pool", "val" or "test"."""

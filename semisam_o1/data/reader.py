@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor
+from monai.data import Dataset, ITKReader, MetaTensor
 from monai.data.image_reader import ImageReader
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
@@ -143,6 +143,28 @@ def _open_with_itk(path: Path) -> Stored:
         raise damaged(type(error).__name__) from error
     grid = Grid(np.asarray(meta["affine"], float), tuple(int(n) for n in meta["spatial_shape"]))
     return Stored(grid, lambda: array)
+
+
+class ScanError(DatasetError):
+    """A scan cannot be read or transformed; ``case``: its name."""
+
+    def __init__(self, case: str):
+        super().__init__(f"case {case} cannot be prepared")
+        self.case = case
+
+
+class ScanDataset(Dataset):
+    """MONAI's `Dataset` of items with a ``case``; an error says which one failed.
+
+    Raises:
+        ScanError: from the error that an item's transform raised.
+    """
+
+    def _transform(self, index: int):
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            raise ScanError(self.data[index]["case"]) from error
 
 
 class LoadScand(MapTransform):

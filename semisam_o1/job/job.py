@@ -14,10 +14,11 @@ from semisam_o1.job.bundle import write_bundle
 from semisam_o1.job.claim import claim, protect_names, recover, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
-from semisam_o1.job.resume import Journal, lock_folder
+from semisam_o1.job.resume import Journal
 from semisam_o1.job.settings import try_out
 from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.lock import lock_folder
 from semisam_o1.report.metrics import summary_text, write_csv
 from semisam_o1.report.page import write_report
 from semisam_o1.runfolder import RunFolder

@@ -38,12 +38,17 @@ class RunRecord:
 
         Scans whose files could not be used are looked at afresh by every start.
         """
-        self.failed = self._kept_failed | self.failed
+        self.fail(self._kept_failed)
+
+    def fail(self, found: dict[str, str]) -> None:
+        """Set scans aside on which a stage failed (case -> reason): the cohort goes on without them."""
+        self.failed |= found
+        self.config.cohort = self.config.cohort.without(found)
 
     @property
     def set_aside(self) -> dict[str, str]:
         """Case -> reason, of all scans that this start does not use."""
-        return self.config.cohort.set_aside | self.failed
+        return self.config.cohort.set_aside
 
     def add_stage(self, name: str, seconds: float, peak_mib: float) -> None:
         """Record a finished stage; replaces an earlier entry of the same name."""

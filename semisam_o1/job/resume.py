@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from semisam_o1.files import checksum, is_path, write_json, write_text
+from semisam_o1.files import checksum, is_path, write_json
 from semisam_o1.job.config import reaches
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
@@ -183,26 +177,3 @@ def round_of(step: str) -> int:
 def short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-@contextlib.contextmanager
-def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Lock ``folder`` for this process. The lock ends with the process, even if it is killed.
-
-    Raises:
-        DatasetError: another process holds the lock; the message names it.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".holder"
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-            try:
-                yield
-            finally:
-                holder.unlink(missing_ok=True)
-    except Timeout as error:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise DatasetError(f"{folder} is being worked on by {who}.") from error

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from semisam_o1.data.reader import ScanError
+from semisam_o1.errors import chain, of_the_machine, plainly
 from semisam_o1.round_0.alignment import is_turned, turn_between
 from semisam_o1.types import Case, DatasetError
 
@@ -52,7 +54,8 @@ class Stage:
 def features(job: Job, round: int, cases: Cases = None) -> None:
     """Compute the features of every scan; for oblique scans also in their stored axes."""
     cohort, config = job.cohort, job.config
-    evaluators = [config.build("features#evaluator")]
+    scans = [*cohort.templates, *cohort.split(config.setting("split"))]
+    over_scans(job, "features", scans, lambda cases: config.build("features#evaluator", feature_cases=cases))
     templates = [cohort.grid(case).affine for case in cohort.templates]
     oblique = [
         case
@@ -60,10 +63,11 @@ def features(job: Job, round: int, cases: Cases = None) -> None:
         if any(is_turned(turn_between(cohort.grid(case).affine, template)) for template in templates)
     ]
     if oblique and config.setting("feature_spacing"):
-        evaluators.append(config.build("features#evaluator", frame="stored", feature_cases=oblique))
-    for evaluator in evaluators:
-        if len(evaluator.data_loader.dataset):
-            evaluator.run()
+
+        def of_stored_axes(cases: list[Case]) -> Any:
+            return config.build("features#evaluator", frame="stored", feature_cases=cases)
+
+        over_scans(job, "features", oblique, of_stored_axes)
 
 
 def lacking_features(job: Job, round: int, later: bool) -> list[Case]:
@@ -73,7 +77,7 @@ def lacking_features(job: Job, round: int, later: bool) -> list[Case]:
 
 def first_pass(job: Job, round: int, cases: Cases = None) -> None:
     """Propagate the template's label to every scan. A scan on which this fails is set aside."""
-    job.record.failed |= over_cases(job, job.config.build("propagation#first_pass"), cases)
+    job.record.fail(over_cases(job, job.config.build("propagation#first_pass"), cases))
 
 
 def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
@@ -126,6 +130,38 @@ def over_cases(job: Job, engine: Any, cases: Cases = None) -> dict[str, str]:
     return engine.state.failed
 
 
+def over_scans(job: Job, what: str, cases: Sequence[Case], build: Callable[[list[Case]], Any]) -> None:
+    """Run a MONAI evaluator, built for some cases, over ``cases``. A scan on which it fails is set aside.
+
+    The evaluator is then built for the others and runs again: its handlers write tables when it is done.
+    """
+    kept = [case for case in cases if case.name not in job.record.set_aside]
+    while kept:
+        evaluator = build(kept)
+        if not len(evaluator.data_loader.dataset):
+            return
+        try:
+            evaluator.run()
+        except Exception as error:
+            case = _failed_on(error, evaluator, kept)
+            if case is None or case.split == "template" or any(of_the_machine(part) for part in chain(error)):
+                raise
+            reason = case.scrubbed(plainly(error) or [*chain(error)][-1])
+            log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, reason)
+            job.record.fail({case.name: f"{what} failed: {reason}"})
+            kept = [other for other in kept if other != case]
+        else:
+            return
+
+
+def _failed_on(error: Exception, evaluator: Any, cases: Sequence[Case]) -> Case | None:
+    """The case on which an evaluator failed: the dataset names it, or it was on its way through the network."""
+    named = next((part.case for part in chain(error) if isinstance(part, ScanError)), None)
+    batch = getattr(evaluator.state, "batch", None)
+    name = named or (batch["case"][0] if isinstance(batch, dict) and "case" in batch else None)
+    return next((case for case in cases if case.name == name), None)
+
+
 # Of each round.
 
 
@@ -144,13 +180,16 @@ def lacking_model(job: Job, round: int, later: bool) -> list[Case]:
 
 def predict(job: Job, round: int, cases: Cases = None) -> None:
     """Predict ``cases``; by default all of the pool, validation and test splits."""
-    changed = {} if cases is None else {"predict#cases": list(cases)}
-    job.config.build("predict#evaluator", round, **changed).run()
+    scans = [*job.cohort.pool, *job.cohort.val, *job.cohort.test] if cases is None else list(cases)
+    over_scans(
+        job, "prediction", scans, lambda some: job.config.build("predict#evaluator", round, **{"predict#cases": some})
+    )
 
 
 def lacking_predictions(job: Job, round: int, later: bool) -> list[Case]:
     folder = job.run_folder.round(round)
-    found, cases = folder.uncertainty.read(), (*job.cohort.pool, *job.cohort.val, *job.cohort.test)
+    found, scans = folder.uncertainty.read(), (*job.cohort.pool, *job.cohort.val, *job.cohort.test)
+    cases = [case for case in scans if case.name not in job.record.set_aside]
     files, kept = (folder.prediction, folder.uncertainty_map), folder.work("predicted").path
 
     def whole(case: Case) -> bool:

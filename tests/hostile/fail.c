@@ -1,5 +1,5 @@
 /* Makes calls fail on files below a folder, for the process that preloads it.
-   HOSTILE_FOLDER: the folder. HOSTILE_CALL: open (for writing) or write. HOSTILE_ERRNO: the number of the error.
+   HOSTILE_FOLDER: the folder. HOSTILE_CALL: open (for writing), write or flock. HOSTILE_ERRNO: the number of the error.
    HOSTILE_FIRST, HOSTILE_COUNT: the first call that fails, from 1, and how many fail from there on. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,25 +25,31 @@ static int fails(const char *call, const char *path) {
     return 1;
 }
 
-static int write_fails(int file) {
+static int call_fails(const char *call, int file) {
     char link[64], path[PATH_MAX + 1];
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t size = readlink(link, path, PATH_MAX);
     if (size < 0) return 0;
     path[size] = 0;
-    return fails("write", path);
+    return fails(call, path);
+}
+
+int flock(int file, int operation) {
+    static int (*real)(int, int);
+    if (!real) real = dlsym(RTLD_NEXT, "flock");
+    return call_fails("flock", file) ? -1 : real(file, operation);
 }
 
 ssize_t write(int file, const void *data, size_t size) {
     static ssize_t (*real)(int, const void *, size_t);
     if (!real) real = dlsym(RTLD_NEXT, "write");
-    return write_fails(file) ? -1 : real(file, data, size);
+    return call_fails("write", file) ? -1 : real(file, data, size);
 }
 
 ssize_t pwrite64(int file, const void *data, size_t size, off64_t place) {
     static ssize_t (*real)(int, const void *, size_t, off64_t);
     if (!real) real = dlsym(RTLD_NEXT, "pwrite64");
-    return write_fails(file) ? -1 : real(file, data, size, place);
+    return call_fails("write", file) ? -1 : real(file, data, size, place);
 }
 
 #define OPEN(name)                                                                                                     \

@@ -20,7 +20,6 @@ from semisam_o1.cli import main
 from tests.hostile.trials import SETTINGS, make_stock
 from tests.jobs import start
 
-SOURCE = Path(__file__).with_name("fail.c")
 FAULTS = {  # name -> call, how many calls fail (a disk stays full, an error of a disk may pass), what the line says
     "ENOSPC": ("write", 10**9, "disk is full"),
     "EDQUOT": ("write", 10**9, "quota"),
@@ -34,19 +33,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def stock(made_once):
     return make_stock(made_once("hostile", make_stock))
-
-
-@pytest.fixture(scope="session")
-def fail(made_once) -> Path:
-    """The library of `fail.c`."""
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux and a C compiler, cc")
-
-    def make(folder: Path) -> None:
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "fail.so", SOURCE, "-ldl"], check=True)
-
-    return made_once("fail", make) / "fail.so"
 
 
 @pytest.fixture

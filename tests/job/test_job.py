@@ -12,7 +12,7 @@ import torch
 
 from semisam_o1.cli import main
 from semisam_o1.job import Job
-from semisam_o1.job.resume import lock_folder
+from semisam_o1.lock import lock_folder
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.types import DatasetError
 from tests.jobs import CONFIGS, SMALL, assert_same_labels, bundle, bundle_process, config_of, labels, small
@@ -167,3 +167,20 @@ def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
 def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
     assert main(["propagate", str(phantom_dir), "--output", str(run), *small()]) == 2
     assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()
+
+
+def test_a_scan_that_is_damaged_meanwhile_costs_one_scan(phantom_dir, tmp_path, capfd):
+    """After the checks, before its features; the template stops the run."""
+    for name, status in (("phantom_01", None), ("phantom_00", "truncated or damaged")):
+        data = shutil.copytree(phantom_dir, tmp_path / f"data_{name}")
+        job = Job(config_of(data, tmp_path / name))
+        assert job.cohort.pool
+        (data / "images" / f"{name}.nii.gz").write_bytes((data / "images" / f"{name}.nii.gz").read_bytes()[:999])
+        if status is None:
+            job.run()
+            record = json.loads((tmp_path / name / "run.json").read_text())
+            assert list(record["set_aside"]) == [name] and "features failed" in record["set_aside"][name]
+            assert [path.name for path in (tmp_path / name / "pseudo_labels").iterdir()] == ["phantom_02.nii.gz"]
+        else:
+            with pytest.raises(Exception, match="cannot be prepared|damaged"):
+                job.run()

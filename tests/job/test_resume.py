@@ -1,13 +1,10 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader
 from monai.engines import Evaluator, SupervisedTrainer
@@ -17,7 +14,7 @@ from torch import nn
 
 from semisam_o1.cli import main
 from semisam_o1.errors import of_the_machine
-from semisam_o1.job.resume import Journal, lock_folder
+from semisam_o1.job.resume import Journal
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork, Discriminator
 from semisam_o1.methods.state import TrainingState, randomizables
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
@@ -102,27 +99,6 @@ def test_unknown_steps_are_refused(tmp_path):
     journal(tmp_path, STEPS)
     with pytest.raises(ValueError, match="restart_from 'training': expected features, propagation, round_1"):
         journal(tmp_path).open(restart_from="training")
-
-
-# The lock
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
-    program = "import sys, time; from semisam_o1.job.resume import lock_folder\n"
-    program += "with lock_folder(sys.argv[1]): print(1, flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        other.stdout.readline()
-        with (
-            pytest.raises(ValueError, match=f"is being worked on by process {other.pid} on .*, since 20"),
-            lock_folder(tmp_path),
-        ):
-            pass
-    finally:
-        other.kill()
-        other.wait()
-    with lock_folder(tmp_path):  # free again, though it was killed
-        assert FileLock(tmp_path / ".lock").lock_file
 
 
 # A training
