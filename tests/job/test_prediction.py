@@ -1,14 +1,17 @@
 """The trained bundle says of every scan what the run's own prediction said, to the voxel; published checkpoints."""
 
+import csv
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from semisam_o1.cli import main
 from semisam_o1.job.bundle import SHARED, published_model
@@ -123,3 +126,31 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
     assert "not compressed" in " ".join((said.err + said.out).split())
     assert "left out, 1 of 2: bad" in said.err
     assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_class_numbers_come_out_as_they_are(phantom_dir, tmp_path):
+    """FreeSurfer's 17 and 53: three channels, and labels, metrics, bundle and predictions with these numbers."""
+    data, run, out = shutil.copytree(phantom_dir, tmp_path / "data"), tmp_path / "run", tmp_path / "out"
+    for path in (data / "labels").iterdir():
+        image = nibabel.load(path)
+        numbers = np.array([0, 17, 53], np.uint8)[np.asarray(image.dataobj).astype(int)]
+        nibabel.save(nibabel.Nifti1Image(numbers, None, image.header), path)
+    (data / "classes.json").write_text('{"17": "left", "53": "right"}')
+    assert main(["run", str(data), "--output", str(run), "--device", "cpu", *small(num_rounds=1)]) == 0
+    for name, label in labels(run / "pseudo_labels").items():
+        assert set(np.unique(label)) <= {0, 17, 53}, name
+    with (run / "metrics.csv").open() as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {"17", "53", "mean"}
+    assert json.loads((run / "run.json").read_text())["classes"] == {"0": "background", "17": "left", "53": "right"}
+    scans = [str(data / "images" / name) for name in labels(run / "round_1" / "predictions")]
+    assert main(["predict", *scans, "--run", str(run), "--output", str(out), "--device", "cpu"]) == 0
+    assert_same_labels(run / "round_1" / "predictions", out / "labels")
+    assert main(["evaluate", str(run), str(data), "--device", "cpu"]) == 0
+    assert main(["test", str(data), "--run", str(run), "--device", "cpu"]) == 0
+    parser = ConfigParser(json.loads((run / "bundle" / "configs" / "inference.json").read_text()))
+    parser["bundle_root"], parser["device"] = str(run / "bundle"), "cpu"
+    item = parser.get_parsed_content("preprocessing")({"case": "a", "image": scans[0]})
+    item["pred"] = torch.stack([item["image"][0] * 0, item["image"][0] * 0 + 9, item["image"][0] * 0])
+    found = parser.get_parsed_content("postprocessing")(item)["pred"]
+    assert set(found.unique().tolist()) == {17.0}
