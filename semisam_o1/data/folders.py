@@ -149,7 +149,7 @@ def _index(root: Path, folder: str, problems: list[Problem]) -> Index:
             found = f"a name in {place} with control characters or too long"
             problems.append(Problem(printable(name), NOTE, found, "a name that can be printed", remedy))
     if ignored:
-        found = f"ignored in {place}: " + ", ".join(f"{count} {what}" for what, count in ignored.items())
+        found = f"ignored in {place}: " + ", ".join(f"{what} ({count})" for what, count in ignored.items())
         problems.append(Problem("data set", NOTE, found, "scans and labels", "nothing to do"))
     return files
 

@@ -40,7 +40,7 @@ def test_files_that_are_no_scans_are_counted(tmp_path):
         (tmp_path / "images" / name).write_bytes(b"\0")
     cohort = open_cohort(tmp_path)
     assert [case.name for case in cohort.cases] == ["t", "a"]
-    text = "ignored in images/: 1 files of the desktop, 2 AppleDouble files of macOS, 2 sidecars and documents"
+    text = "ignored in images/: files of the desktop (1), AppleDouble files of macOS (2), sidecars and documents (2)"
     assert said(cohort) == [("data set", NOTE, text)]
 
 

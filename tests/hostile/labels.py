@@ -80,11 +80,11 @@ BAD: dict[str, Callable] = {
     "nan": at_one_voxel(np.nan, np.float32),
     "infinity": at_one_voxel(np.inf, np.float32),
     "half": at_one_voxel(0.5, np.float32),
-    "nearly_whole": at_one_voxel(0.9999, np.float64),
+    "not_quite_whole": at_one_voxel(0.99, np.float64),
     "negative": at_one_voxel(-1, np.int16),
     "4294967295": at_one_voxel(4294967295, np.uint32),
     "2147483647": at_one_voxel(2147483647, np.int32),
-    "65535": at_one_voxel(65535, np.uint16),
+    "65536": at_one_voxel(65536, np.int32),
     "1e30": at_one_voxel(1e30, np.float64),
     "complex": volume(lambda a: a.astype(np.complex64) * 1j),
     "colours": volume(lambda a: np.zeros(a.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
@@ -126,12 +126,15 @@ DOUBTFUL: dict[str, Callable] = {
 }
 GOOD: dict[str, Callable] = {
     "float": volume(lambda a: a.astype(np.float32)),
+    "nearly_whole": at_one_voxel(0.9999, np.float64),
+    "trailing_axis": volume(lambda a: a[..., None]),
     "big_endian": volume(lambda a: a.astype(">i2")),
     "double": volume(lambda a: a.astype(np.float64)),
 }
 OF_CLASSES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "empty": (volume(np.zeros_like), (REFUSED,)),
-    "class_255": (volume(lambda a: (a * 255).astype(np.uint8)), (REFUSED,)),
+    "class_255": (volume(lambda a: (a * 255).astype(np.uint8)), (RIGHT,)),
+    "class_65535": (at_one_voxel(65535, np.uint16), (RIGHT,)),
     "class_249": (volume(lambda a: np.where(a == 2, 249, a).astype(np.uint8)), (REFUSED, RIGHT)),
     "class_7": (volume(lambda a: np.where(a == 2, 7, a)), (RIGHT,)),
     "one_voxel": (volume(lambda a: np.where(np.arange(a.size).reshape(a.shape) == 999, 1, 0)), (RIGHT, REFUSED)),

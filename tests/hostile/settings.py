@@ -91,7 +91,7 @@ OPTIONS = {
     "test_list_fifo": ["test", "{data}", "--run", "{run}", "--test-list", "/dev/zero"],
     "test_list_nul": ["test", "{data}", "--run", "{run}", "--test-list", "a\0"],
 }
-MAY_BE_RIGHT = ("given_all",)
+MAY_BE_RIGHT = ("given_all", "image_folder")
 
 
 def with_root(place: Place) -> None:
