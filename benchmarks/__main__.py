@@ -2,9 +2,9 @@
 
 import argparse
 
-from benchmarks import encoder, neighbours, perturbed, propagation, quality, rounds, store, suggested
+from benchmarks import encoder, neighbours, odd_files, perturbed, propagation, quality, rounds, store, suggested
 
-MODULES = (propagation, quality, perturbed, suggested, rounds, encoder, store, neighbours)
+MODULES = (propagation, quality, perturbed, suggested, rounds, encoder, store, neighbours, odd_files)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
@@ -24,4 +24,5 @@ def main() -> None:
         defaults.run(defaults)
 
 
-main()
+if __name__ == "__main__":
+    main()
