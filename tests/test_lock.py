@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from semisam_o1.lock import DEAD, has_locks, lock_folder
+from semisam_o1.lock import DEAD, has_locks, is_alive, lock_folder
 from semisam_o1.types import DatasetError
 
 PROGRAM = """
@@ -49,6 +49,7 @@ def begin(request, tmp_path):
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_is_dead(begin, tmp_path):
     first = begin(60)
     assert first.stdout.readline() == "held\n"
@@ -66,10 +67,10 @@ def test_this_file_system_has_locks(tmp_path):
     assert has_locks(tmp_path) and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("begin", ["no locks"], indirect=True)  # with locks, the file says nothing
 @pytest.mark.parametrize("silent", [0, DEAD + 5])
-def test_a_process_of_another_computer_lives_as_long_as_it_gives_signs(begin, tmp_path, silent, request):
-    if "no locks" not in request.node.name:
-        pytest.skip("with locks, the file says nothing")
+def test_a_process_of_another_computer_lives_as_long_as_it_gives_signs(begin, tmp_path, silent):
     holder = tmp_path / ".holder"
     holder.write_text(json.dumps({"process": 1, "began": "5", "host": "elsewhere", "since": "2026"}))
     os.utime(holder, (holder.stat().st_mtime - silent,) * 2)
@@ -86,3 +87,21 @@ def test_a_holder_that_cannot_be_read_holds_nothing(tmp_path, text):
         lock_folder(tmp_path),
     ):
         pass
+
+
+def test_who_lives_is_told_by_the_process_and_by_signs_of_life(tmp_path):
+    holder = tmp_path / ".holder"
+    assert not is_alive(holder)
+    with lock_folder(tmp_path):
+        mine = json.loads(holder.read_text())
+        assert is_alive(holder) and mine["process"] == os.getpid()
+    holder.write_text(json.dumps(mine))
+    assert is_alive(holder)
+    holder.write_text(json.dumps(mine | {"began": "1"}))  # the number of a process that ended is used again
+    assert not is_alive(holder)
+    holder.write_text(json.dumps(mine | {"process": 2**22 + 1}))
+    assert not is_alive(holder)
+    holder.write_text(json.dumps(mine | {"host": "elsewhere"}))
+    assert is_alive(holder)
+    os.utime(holder, (holder.stat().st_mtime - DEAD - 5,) * 2)
+    assert not is_alive(holder)
