@@ -94,21 +94,22 @@ class Cohort:
         return self.reader.grid(case.image)
 
     def label(self, case: Case, path: Path | None = None) -> torch.Tensor:
-        """A label on the case's stored grid, by default its own: (H, W, D) int64, the channel of each voxel's class.
+        """`label_volume` as (H, W, D) int64."""
+        return self.label_volume(case, path).as_tensor()[0].long()
+
+    def label_volume(self, case: Case, path: Path | None = None) -> MetaTensor:
+        """A label on the case's stored grid, by default its own: (1, H, W, D), the channel of each voxel's class.
 
         Raises:
             DatasetError: the label cannot be used, or has a class that the cohort does not know.
         """
         path = path or case.label
         try:
-            values = read_label(path, self.reader, self.reader.open(case.image), self.named).values
+            scan = self.reader.open(case.image)
+            values = read_label(path, self.reader, scan, self.named).values
         except Fault as fault:
             raise DatasetError(f"{path}: {fault}") from fault
-        return torch.from_numpy(self.channels(values))
-
-    def label_volume(self, case: Case, path: Path | None = None) -> MetaTensor:
-        """`label` as a volume (1, H, W, D) with the affine (RAS mm) of the case's image."""
-        return MetaTensor(self.label(case, path)[None].float(), meta=meta_of(self.grid(case), path or case.label))
+        return MetaTensor(torch.from_numpy(self.channels(values))[None].float(), meta=meta_of(scan.grid, path))
 
     def channels(self, values: np.ndarray) -> np.ndarray:
         """The channel (int64) of each class number in ``values``.

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from semisam_o1.data.grids import Grid
-from semisam_o1.data.nifti import header_of
+from semisam_o1.data.nifti import header_of, quaternion_vector
 from semisam_o1.files import atomic_write, write_torch
 
 GEOMETRY = (
@@ -56,7 +56,7 @@ def _write(path: str | Path, array: np.ndarray, scan: str | Path, grid: Grid, sl
         for field in GEOMETRY:  # as stored, even if a code marks a form as unused
             image.header[field] = source[field]
         image.header["pixdim"][:4] = source["pixdim"][:4]
-        vector = np.array([source[f"quatern_{part}"] for part in "bcd"], float)
+        vector = quaternion_vector(source)
         for part, value in zip("bcd", vector / max(1.0, float(np.linalg.norm(vector)))):  # a longer one is unreadable
             image.header[f"quatern_{part}"] = value
     else:

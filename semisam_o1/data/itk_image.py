@@ -24,12 +24,12 @@ RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from ITK's LPS
 
 
 class Data(NamedTuple):
-    """Where a header says that the voxels are: files, the byte at which they begin, and how they are compressed.
+    """Where a header says that the voxels are: the file, the byte at which they begin, and how they are compressed.
 
     ``packed`` is "" (not at all), "gzip", "bzip2" or "text", which is neither bytes nor compressed.
     """
 
-    files: list[Path]
+    file: Path
     start: int
     packed: str
 
@@ -45,7 +45,7 @@ def open_nrrd(path: Path, options: ReadOptions) -> Stored:
     packed = {"gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2", "raw": ""}
     encoding = packed.get(fields.get("encoding", "raw").lower(), "text")
     named = fields.get("data file", fields.get("datafile"))
-    files = [path] if named is None else _beside(path, named)
+    file = path if named is None else _beside(path, named)
     findings = []
     if "space" not in fields and "space dimension" not in fields:
         remedy = "left, posterior and superior are assumed, as in ITK; check left and right"
@@ -53,7 +53,7 @@ def open_nrrd(path: Path, options: ReadOptions) -> Stored:
     if odd := sorted(set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", ""}):
         found = f"space units {', '.join(odd)[:40]}"
         findings.append(Finding(WARNING, found, "mm", "sizes are taken as mm; write them in mm"))
-    return _open(path, itk.NrrdImageIO.New(), Data(files, start if named is None else 0, encoding), findings, options)
+    return _open(path, itk.NrrdImageIO.New(), Data(file, start if named is None else 0, encoding), findings, options)
 
 
 def open_metaimage(path: Path, options: ReadOptions) -> Stored:
@@ -70,8 +70,8 @@ def open_metaimage(path: Path, options: ReadOptions) -> Stored:
     if fields.get("binarydata", "true").lower().startswith("f"):
         packed = "text"
     local = named.lower() == "local"
-    files = [path] if local else _beside(path, named)
-    return _open(path, itk.MetaImageIO.New(), Data(files, start if local else 0, packed), [], options)
+    file = path if local else _beside(path, named)
+    return _open(path, itk.MetaImageIO.New(), Data(file, start if local else 0, packed), [], options)
 
 
 def segments_of(path: Path) -> dict[int, str]:
@@ -98,7 +98,7 @@ def _fields(head: str, mark: str) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, found, value in lines if found}
 
 
-def _beside(path: Path, name: str) -> list[Path]:
+def _beside(path: Path, name: str) -> Path:
     """The file of voxels that a header names, which must lie beside it."""
     if name.upper().startswith("LIST") or "%" in name:
         raise Fault("voxels in several files", "one file of data", "store it as one file (.nrrd, .mha)")
@@ -107,7 +107,7 @@ def _beside(path: Path, name: str) -> list[Path]:
         raise Fault(found, "data in the file or beside it", "store it as one file (.nrrd, .mha)")
     if not (path.parent / name).is_file():
         raise Fault("the file of the voxels is missing", "the data beside the header", "copy it there")
-    return [path.parent / name]
+    return path.parent / name
 
 
 def _open(path: Path, io: Any, data: Data, findings: list[Finding], options: ReadOptions) -> Stored:
@@ -125,7 +125,7 @@ def _open(path: Path, io: Any, data: Data, findings: list[Finding], options: Rea
     if io.GetPixelType() == io.GetPixelTypeFromString("complex"):
         raise Fault("complex numbers", "real numbers", "store the magnitude")
     shape, dropped = drop_trailing([*sides, parts] if parts > 1 else sides)
-    stored = sum(file.stat().st_size for file in data.files) - data.start
+    stored = data.file.stat().st_size - data.start
     ratio = {"": 1, "gzip": DEFLATE}.get(data.packed)
     expected = int(np.prod([float(n) for n in sides])) * parts * width
     check_size([*sides, parts], width, stored, options.most_voxels, ratio)
@@ -149,21 +149,22 @@ def _open(path: Path, io: Any, data: Data, findings: list[Finding], options: Rea
 
 def _check_packed(data: Data, expected: int) -> None:
     """Read compressed data to their checksum; nothing is kept."""
-    for path in data.files:
-        unpack: Any = zlib.decompressobj(47) if data.packed == "gzip" else bz2.BZ2Decompressor()
-        count = 0
-        try:
-            with path.open("rb") as file:
-                file.seek(data.start)
-                while not unpack.eof:
-                    block = unpack.unconsumed_tail if data.packed == "gzip" and unpack.unconsumed_tail else None
-                    block = block or file.read(BLOCK)
-                    if not block and not (data.packed == "bzip2" and not unpack.needs_input):
-                        raise damaged("the compressed data end early")
-                    count += len(unpack.decompress(block, BLOCK * 4))
-                    if count > expected + BLOCK * 64:
-                        raise damaged("more data than its header says")
-        except (zlib.error, OSError, ValueError, EOFError) as error:
-            raise damaged("checksum") from error
-        if count < expected:
-            raise damaged("shorter than its header says")
+    unpack: Any = zlib.decompressobj(47) if data.packed == "gzip" else bz2.BZ2Decompressor()
+    count = 0
+    try:
+        with data.file.open("rb") as file:
+            file.seek(data.start)
+            while not unpack.eof:
+                block = unpack.unconsumed_tail if data.packed == "gzip" and unpack.unconsumed_tail else None
+                block = block or file.read(BLOCK)
+                if not block and not (data.packed == "bzip2" and not unpack.needs_input):
+                    raise damaged("the compressed data end early")
+                count += len(unpack.decompress(block, BLOCK * 4))
+                if count > expected + BLOCK * 64:
+                    raise damaged("more data than its header says")
+    except Fault:
+        raise
+    except (zlib.error, OSError, ValueError, EOFError) as error:
+        raise damaged("checksum") from error
+    if count < expected:
+        raise damaged("shorter than its header says")

@@ -68,14 +68,24 @@ def sheared(affine: Affine) -> bool:
     return not bool((between <= RIGHT_ANGLES).all())
 
 
+def quaternion_vector(header: Any) -> np.ndarray:
+    """The vector part (3,) of the qform's quaternion, as stored."""
+    return np.array([header[f"quatern_{part}"] for part in "bcd"], float)
+
+
+def _units(header: Any) -> tuple[str, float]:
+    """Name and size in mm of the unit of length; mm if the header says none."""
+    return UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])
+
+
 def forms(header: Any) -> Forms:
     """The forms of a NIfTI header, its units converted to mm."""
-    scale = np.diag([*[UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])[1]] * 3, 1.0])
+    scale = np.diag([*[_units(header)[1]] * 3, 1.0])
     sizes = np.abs(np.asarray(header["pixdim"][1:4], float))
     sizes[sizes == 0] = 1.0
     sform, qform = np.eye(4), np.eye(4)
     sform[:3] = [np.asarray(header[f"srow_{axis}"], float) for axis in "xyz"]
-    vector = np.array([header[f"quatern_{part}"] for part in "bcd"], float)
+    vector = quaternion_vector(header)
     rest = 1.0 - vector @ vector
     turn = quat2mat([np.sqrt(rest) if rest >= HALF_TURN else 0.0, *vector])  # normalises a vector longer than 1
     qform[:3, :3] = turn * sizes * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
@@ -219,7 +229,7 @@ def _scaling(image: Any) -> tuple[float, float]:
 
 
 def _unit_findings(header: Any) -> list[Finding]:
-    name, scale = UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
+    name, scale = _units(header)
     if scale == 1.0:
         return []
     return [Finding(NOTE, f"sizes in {name}", "mm", "converted to mm")]
@@ -235,7 +245,7 @@ def _no_form(found: str) -> Finding:
 
 def _form_findings(header: Any, found: Forms, taken: str, grid: Grid) -> list[Finding]:
     findings = []
-    vector = np.array([header[f"quatern_{part}"] for part in "bcd"], float)
+    vector = quaternion_vector(header)
     if found.qform is not None and vector @ vector > 1 + QUATERNION:
         findings.append(Finding(NOTE, "a quaternion longer than 1", "at most 1", "shortened to 1"))
     if taken == "bare":
@@ -253,13 +263,10 @@ def _form_findings(header: Any, found: Forms, taken: str, grid: Grid) -> list[Fi
             remedy = f"compare with your viewer; --set nifti_form={other} takes the other"
             findings.append(Finding(WARNING, text, "forms that agree", remedy))
     if taken == "sform":
-        sizes, scale = (
-            np.abs(np.asarray(header["pixdim"][1:4], float)),
-            UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])[1],
-        )
-        ratio = sizes * scale / grid.spacing
+        sizes = np.abs(np.asarray(header["pixdim"][1:4], float)) * _units(header)[1]
+        ratio = sizes / grid.spacing
         if not (np.abs(ratio - 1) * np.array(grid.shape) <= ROUNDING).all():
-            text = f"voxel sizes of the sform ({_mm(grid.spacing)}) and of pixdim ({_mm(sizes * scale)}) differ"
+            text = f"voxel sizes of the sform ({_mm(grid.spacing)}) and of pixdim ({_mm(sizes)}) differ"
             remedy = "the sform's are taken; viewers built on ITK take pixdim"
             findings.append(Finding(WARNING, text, "sizes that agree", remedy))
     return findings

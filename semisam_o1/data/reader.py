@@ -17,7 +17,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from semisam_o1.data.findings import Fault
 from semisam_o1.data.formats import format_of
 from semisam_o1.data.grids import Grid
-from semisam_o1.data.stored import ReadOptions, Stored, damaged
+from semisam_o1.data.stored import MOST_VOXELS, ReadOptions, Stored, damaged
 from semisam_o1.types import DatasetError
 
 LABEL = "label"  # the HDF5 dataset of labels
@@ -40,7 +40,7 @@ class ScanReader(ImageReader):
     image_key: str = "image"
     spacing: float | Sequence[float] | None = None
     nifti_form: str = "itk"
-    most_voxels: int = 2_000_000_000
+    most_voxels: int = MOST_VOXELS
 
     def __post_init__(self) -> None:
         try:
@@ -168,16 +168,14 @@ class ScanDataset(Dataset):
 
 
 class LoadScand(MapTransform):
-    """Loads the files that ``keys`` of an item name: (1, H, W, D) float32 with affine (RAS mm).
+    """Loads the images that ``keys`` of an item name: (1, H, W, D) float32 with affine (RAS mm).
 
-    Args:
-        label: the files are labels.
-        reader: how files are read.
+    ``reader``: how files are read.
     """
 
-    def __init__(self, keys: KeysCollection, reader: ScanReader | None = None, label: bool = False):
+    def __init__(self, keys: KeysCollection, reader: ScanReader | None = None):
         super().__init__(keys)
-        self.reader, self.label = reader or ScanReader(), label
+        self.reader = reader or ScanReader()
 
     def __call__(self, data: Mapping[Hashable, str | Path]) -> dict:
-        return dict(data) | {key: self.reader.volume(data[key], self.label) for key in self.key_iterator(data)}
+        return dict(data) | {key: self.reader.volume(data[key]) for key in self.key_iterator(data)}

@@ -14,6 +14,7 @@ from semisam_o1.data.grids import Grid
 
 DEFLATE = 1032  # largest ratio of zlib and gzip
 SLACK = 4096  # bytes
+MOST_VOXELS = 2_000_000_000
 POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/", b".git/annex/")
 DAMAGED = ("a file that can be read", "copy or export it again")
 
@@ -33,7 +34,7 @@ class ReadOptions:
     dataset: str = "image"
     spacing: float | tuple[float, ...] | None = None
     nifti_form: str = "itk"
-    most_voxels: int = 2_000_000_000
+    most_voxels: int = MOST_VOXELS
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-READER = ("image_key", "spacing", "nifti_form", "most_voxels")  # settings that say how scans are read
+READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
 SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes predictions
 
 

@@ -54,7 +54,7 @@ class Stage:
 def features(job: Job, round: int, cases: Cases = None) -> None:
     """Compute the features of every scan; for oblique scans also in their stored axes."""
     cohort, config = job.cohort, job.config
-    scans = [*cohort.templates, *cohort.split(config.setting("split"))]
+    scans = config.build("feature_cases")
     over_scans(job, "features", scans, lambda cases: config.build("features#evaluator", feature_cases=cases))
     templates = [cohort.grid(case).affine for case in cohort.templates]
     oblique = [
@@ -180,7 +180,7 @@ def lacking_model(job: Job, round: int, later: bool) -> list[Case]:
 
 def predict(job: Job, round: int, cases: Cases = None) -> None:
     """Predict ``cases``; by default all of the pool, validation and test splits."""
-    scans = [*job.cohort.pool, *job.cohort.val, *job.cohort.test] if cases is None else list(cases)
+    scans = job.config.build("predict#cases") if cases is None else list(cases)
     over_scans(
         job, "prediction", scans, lambda some: job.config.build("predict#evaluator", round, **{"predict#cases": some})
     )
