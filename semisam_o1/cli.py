@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
+READER_IDS = ("image_key", "spacing", "nifti_form", "most_voxels")
+OF_SCANS = (*READER_IDS, "channel", "feature_voxels", "window", "find_no_data")  # settings of suggest-template
 PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # published name of a method -> ours
 
 
@@ -151,6 +153,10 @@ def parser() -> argparse.ArgumentParser:
         help="folder for the page with pictures (suggestion, in the working directory)",
     )
     suggest.add_argument("--spacing", type=side, nargs="+", help="voxel size of HDF5 scans, mm")
+    suggest.add_argument(
+        "--set", nargs="+", default=[], metavar="ID=VALUE", dest="settings", action="extend",
+        help=f"override a setting of scans and features: {', '.join(OF_SCANS)}",
+    )  # fmt: skip
     suggest.add_argument("--seed", type=seed, default=0)
     suggest.set_defaults(action=_suggest)
 
@@ -216,12 +222,16 @@ def overrides(options: argparse.Namespace) -> dict:
     changed = {name: as_config(value) for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
         changed["device"] = as_config(options.device)
-    for setting in options.settings:
+    return changed | {name: read(value) for name, value in _pairs(options.settings)}
+
+
+def _pairs(settings: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and value of each ``ID=VALUE``."""
+    for setting in settings:
         name, equals, value = setting.partition("=")
         if not name or not equals:
             raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
-        changed[name] = read(value)
-    return changed
+        yield name, value
 
 
 def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str = "train") -> ConfigWorkflow:
@@ -340,6 +350,7 @@ def _evaluate(options) -> None:
 def _validate(options) -> None:
     from semisam_o1.data.estimate import validate_text
     from semisam_o1.job.config import JobConfig
+    from semisam_o1.job.settings import lost_classes
 
     job = workflow(config_files(options), "training", overrides(options))
     config = JobConfig(job.parser.get())
@@ -347,7 +358,7 @@ def _validate(options) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        problems = config.cohort.problems  # opened here; the table is printed below, once
+        problems = [*config.cohort.problems, *lost_classes(config)]  # opened here; the table is printed below, once
     finally:
         logger.setLevel(level)
     names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels")
@@ -356,7 +367,8 @@ def _validate(options) -> None:
         settings["num_rounds"] = config.setting("most_rounds")
     scans = config.setting("labelled_batch") + config.setting("pool_batch")
     _write_the_rest(problems)
-    say(validate_text(config.cohort, settings | {"batch_voxels": math.prod(config.setting("patch_size")) * scans}))
+    settings["batch_voxels"] = math.prod(config.setting("patch_size")) * scans
+    say(validate_text(config.cohort, problems, settings))
 
 
 def _suggest(options) -> None:
@@ -364,15 +376,20 @@ def _suggest(options) -> None:
     from semisam_o1.round_0.suggest import suggest_template
 
     spacing = options.spacing[0] if options.spacing and len(options.spacing) == 1 else options.spacing
-    refuse_wrong({"spacing": spacing})
+    settings = {"spacing": spacing} | {name: read(value) for name, value in _pairs(options.settings)}
+    if unknown := settings.keys() - OF_SCANS:
+        raise DatasetError(f"--set {min(unknown)}: suggest-template knows {', '.join(OF_SCANS)}.")
+    refuse_wrong(settings)
+    of_reader = {name: settings.pop(name) for name in READER_IDS if name in settings}
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = suggest_template(
         options.dataset_dir,
         options.output,
         options.top,
         options.given,
-        reader=ScanReader(spacing=spacing),
+        reader=ScanReader(**of_reader),
         seed=options.seed,
+        **settings,
     )
     say("distance: the mean to the other scans; the scan with the smallest is the best to outline")
     say(f"{'rank':>4}  {'distance':>8}  case")

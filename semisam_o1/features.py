@@ -20,6 +20,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.grids import Grid
+from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.files import checksum, read_hdf5, write_hdf5
 from semisam_o1.runfolder import RunFolder
@@ -172,6 +173,11 @@ def half(surplus: int) -> int:
     return surplus // 2 if surplus >= 0 else -(-surplus // 2)
 
 
+def plain(volume: torch.Tensor) -> torch.Tensor:
+    """A tensor without metadata."""
+    return volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+
+
 class TokenInferer(Inferer):
     """Tokens (1, C, H', W', D') of a whole volume (1, 1, H, W, D), with their affine.
 
@@ -179,6 +185,8 @@ class TokenInferer(Inferer):
     one. Windows overlap by ``overlap`` and are blended with Gaussian weights. ``crop`` "center" follows the published
     code: pad with zeros and take one window from the middle. ``step`` sets the distance of tokens in voxels, a divisor
     p / n of the patch size p: the encoder sees n^3 shifted copies of the volume, which takes n^3 times as long.
+    ``has_data`` (1, 1, H, W, D), 1 or 0: where the volume holds data, for an encoder of whole volumes; None:
+    everywhere.
     """
 
     def __init__(self, overlap: float = 0.5, sw_batch_size: int = 1, crop: str | None = None, step: int | None = None):
@@ -186,14 +194,17 @@ class TokenInferer(Inferer):
             raise UserError(f"crop '{crop}': expected 'center' or None.")
         self.overlap, self.sw_batch_size, self.crop, self.step = overlap, sw_batch_size, crop, step
 
-    def __call__(self, inputs: torch.Tensor, network: Encoder, *args, **kwargs) -> MetaTensor:
+    def __call__(
+        self, inputs: torch.Tensor, network: Encoder, *args, has_data: torch.Tensor | None = None, **kwargs
+    ) -> MetaTensor:
         patch, window = network.patch_size, network.input_size
         step = self.step or patch
         if patch % step:
             raise UserError(f"a token every {step} voxels: expected a divisor of the encoder's patch size {patch}.")
         affine = np.asarray(inputs.meta["affine"] if isinstance(inputs, MetaTensor) else np.eye(4), float)
         affine = affine.reshape(-1, 4, 4)[0]
-        volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        volume = plain(inputs)
+        has_data = None if has_data is None else plain(has_data)
         sides = [max(-(-n // patch) * patch, window or 0) for n in volume.shape[2:]]
         if self.crop and window:
             sides = [window] * 3
@@ -204,9 +215,12 @@ class TokenInferer(Inferer):
             pads = [b + margin, side - n - b + (patch - step - margin), *pads]
         if any(pads):  # negative values crop
             volume = F.pad(volume, pads, mode="constant" if self.crop else "replicate")
+            if has_data is not None:
+                has_data = F.pad(has_data, pads, mode="replicate")
         shifts, fine = range(0, patch, step), None
         for i, j, k in itertools.product(shifts, repeat=3):
-            tokens = self._tokens(volume[:, :, i : i + sides[0], j : j + sides[1], k : k + sides[2]], network)
+            part = (..., slice(i, i + sides[0]), slice(j, j + sides[1]), slice(k, k + sides[2]))
+            tokens = self._tokens(volume[part], network, None if has_data is None else has_data[part])
             if fine is None:
                 fine = tokens.new_empty(*tokens.shape[:2], *(n * len(shifts) for n in tokens.shape[2:]))
             fine[:, :, i // step :: len(shifts), j // step :: len(shifts), k // step :: len(shifts)] = tokens
@@ -215,11 +229,11 @@ class TokenInferer(Inferer):
         place[:3, 3] = (patch - 1) / 2 - margin - np.array(before)
         return MetaTensor(fine, affine=torch.as_tensor(affine @ place))
 
-    def _tokens(self, volume: torch.Tensor, network: Encoder) -> torch.Tensor:
+    def _tokens(self, volume: torch.Tensor, network: Encoder, has_data: torch.Tensor | None) -> torch.Tensor:
         """Tokens (1, C, H', W', D') of a volume of whole patches."""
         patch, window = network.patch_size, network.input_size
         if window is None:
-            return network(volume)
+            return network(volume, has_data)
         stride = max(patch, round(window * (1 - self.overlap) / patch) * patch)  # windows start on whole tokens
         overlap = max(0.0, 1 - (stride + 0.5) / window)  # MONAI rounds window x (1 - overlap) down, to the stride
         return SlidingWindowInferer(window, self.sw_batch_size, overlap=overlap, mode="gaussian")(volume, network)
@@ -239,6 +253,13 @@ class FeatureSaver:
         case, tokens = self.cohort.case(name), engine.state.output[Keys.PRED]
         affine = np.asarray(tokens.affine, float).reshape(-1, 4, 4)[0]
         self.store.save(case, tokens.as_tensor()[0], affine, self.cohort.grid(case))
+
+
+def image_and_mask(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple:
+    """``prepare_batch`` of features: `image_alone`, and the mask of the voxels with data for the inferer."""
+    image, label = image_alone(batch, device, non_blocking, **kwargs)
+    mask = batch[HAS_DATA].to(device, non_blocking=non_blocking) if HAS_DATA in batch else None
+    return image, label, (), {"has_data": mask}
 
 
 def image_alone(batch: dict, device=None, non_blocking: bool = False, **kwargs) -> tuple[torch.Tensor, None]:

@@ -133,6 +133,8 @@ KINDS: dict[str, Kind] = {
     "channel": whole(0, 9999, null=True),
     "label_shape": words("check", "trust"),
     "class_numbers": Kind(whole=True, low=0, high=65535, lists=True, alone=False),
+    "window": Kind(low=-LARGEST, high=LARGEST, null=True, length=2, alone=False),
+    "find_no_data": TRUTH,
     "spacing": Kind(low=0.001, high=1000, null=True, length=3),
     "need_pool": TRUTH,
     "pseudonyms": Kind(numbers=False, text=True, null=True),

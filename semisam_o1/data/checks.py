@@ -8,12 +8,24 @@ counts, but no patient data from headers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Fault, Finding, Findings, Problem
+from semisam_o1.data.findings import (
+    LABEL_NOT_USED,
+    NOTE,
+    SET_ASIDE,
+    STOPS,
+    WARNING,
+    Fault,
+    Finding,
+    Findings,
+    Problem,
+)
 from semisam_o1.data.label_shape import shape_findings
 from semisam_o1.data.labels import read_label, sizes, some
+from semisam_o1.data.no_data import no_data
 from semisam_o1.data.reader import ScanReader, filled
 from semisam_o1.data.stored import Stored
 from semisam_o1.types import Case
@@ -21,6 +33,7 @@ from semisam_o1.types import Case
 # Labels are one-hot in memory, so memory grows with the number of classes.
 MAX_CLASSES = 250
 VOXEL_SIZES = (0.001, 100)  # mm
+MOST_OVER_NO_DATA = 0.1  # of a template's outline
 
 
 def check_case(
@@ -42,7 +55,7 @@ def check_case(
         classes: the class numbers that a label may contain; None allows all.
         named: class number -> name, as the data set says.
     """
-    return _look_into(case, reader or ScanReader(), classes, named)[0]
+    return _look_into(case, reader or ScanReader(), classes, named).problems
 
 
 def find_problems(
@@ -52,27 +65,37 @@ def find_problems(
     binary_label: bool = False,
     named: Mapping[int, str] | None = None,
     label_shape: str = "check",
+    find_no_data: bool = True,
 ) -> Findings:
     """`check_case` for every case, templates first, because they define which classes other labels may contain.
 
     The allowed classes are those of all templates together, and all below ``num_classes`` if given. With
     ``binary_label`` all classes are merged, so every class is allowed. ``label_shape``: "check" stops at a template
-    that looks as if it was outlined in part, "trust" does not look.
+    that looks as if it was outlined in part, "trust" does not look. ``find_no_data``: say in how many scans voxels
+    without data were found, see `no_data`.
     """
     cases, reader = list(cases), reader or ScanReader()
     templates = [case for case in cases if case.split == "template"]
     problems: list[Problem] = []
     held: set[int] = set()
+    empty: list[float] = []  # the share of the voxels without data, of each scan
     for case in templates:
-        found, classes = _look_into(case, reader, None, named, label_shape == "check")
-        problems += found
-        held |= classes
+        seen = _look_into(case, reader, None, named, label_shape == "check", find_no_data)
+        problems += seen.problems
+        held |= seen.classes
+        empty.append(seen.without_data)
     held = {min(number, 1) for number in held} if binary_label else held
     problems += _class_problems(held, num_classes)
     allowed = (held | set(range(num_classes or 0))) if len(held) > 1 and not binary_label else None
     for case in cases:
         if case.split != "template":
-            problems += _look_into(case, reader, allowed, named)[0]
+            seen = _look_into(case, reader, allowed, named, find_no_data=find_no_data)
+            problems += seen.problems
+            empty.append(seen.without_data)
+    if padded := [share for share in empty if share]:
+        found = f"padding or air of one value in {len(padded)} of {len(empty)}: {np.mean(padded):.0%} of their voxels"
+        remedy = "left out of intensities and features; find_no_data=false keeps it"
+        problems.append(Problem("scans", NOTE, found, "tissue", remedy))
     return Findings(problems, frozenset(held))
 
 
@@ -92,21 +115,29 @@ def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
     return []
 
 
+class _Seen(NamedTuple):
+    """What the files of a case hold: its problems, the class numbers in its label (empty if the label is faulty), the
+    share of the voxels without data."""
+
+    problems: list[Problem]
+    classes: set[int]
+    without_data: float
+
+
 def _look_into(
     case: Case,
     reader: ScanReader,
     classes: Iterable[int] | None,
     named: Mapping[int, str] | None,
     whole: bool = False,
-) -> tuple[list[Problem], set[int]]:
-    """The problems of one case and the class numbers in its label (empty if the label is faulty).
-
-    ``whole``: the label must look like a whole structure.
-    """
+    find_no_data: bool = False,
+) -> _Seen:
+    """``whole``: the label must look like a whole structure. ``find_no_data``: look for voxels without data."""
     template = case.split == "template"
     problems: list[Problem] = []
     scan: Stored | None = None
     held: set[int] = set()
+    lacking: np.ndarray | None = None
 
     def note(findings: Iterable[Finding], what: str = "") -> None:
         problems.extend(
@@ -116,13 +147,15 @@ def _look_into(
 
     try:
         scan = _open(case, reader)
-        note([*scan.findings, *_check_image(scan)])
+        values, findings = _check_image(scan)
+        note([*scan.findings, *findings])
+        lacking = no_data(values) if find_no_data else None
     except Fault as fault:
         problems.append(Problem(case.name, STOPS if template else SET_ASIDE, *fault.texts))
     try:
         # an HDF5 file that cannot be opened would give the same problem again for its label
         if case.label is not None and (scan is not None or case.label != case.image):
-            held, findings = _check_label(case, reader, scan, classes, named, whole)
+            held, findings = _check_label(case, reader, scan, classes, named, whole, lacking)
             note((found for found in findings if scan is None or found not in scan.findings), "label: ")
         if template and held == {0}:
             remedy = "draw it, or name another --template"
@@ -133,7 +166,7 @@ def _look_into(
         problems.append(Problem(case.name, STOPS if template else LABEL_NOT_USED, *fault.texts))
     if not template and held == {0}:
         problems.append(Problem(case.name, NOTE, "the label is empty", "some foreground", "check whether it should be"))
-    return problems, held
+    return _Seen(problems, held, 0.0 if lacking is None else float(lacking.mean()))
 
 
 def _about(what: str, fault: Fault) -> Fault:
@@ -170,7 +203,8 @@ def _open(case: Case, reader: ScanReader) -> Stored:
     return stored
 
 
-def _check_image(scan: Stored) -> list[Finding]:
+def _check_image(scan: Stored) -> tuple[np.ndarray, list[Finding]]:
+    """The voxels of an image, and what was noticed."""
     try:
         values, count = filled(scan.voxels())
     except Fault as fault:
@@ -185,8 +219,8 @@ def _check_image(scan: Stored) -> list[Finding]:
         found = "a constant image" if low == high else "an image that is constant but for a few voxels"
         raise Fault(found, "varying intensities", "export it again")
     if not count:
-        return []
-    return [Finding(NOTE, f"{count:,} NaN or infinite voxels", "finite voxels", "filled with the lowest value")]
+        return values, []
+    return values, [Finding(NOTE, f"{count:,} NaN or infinite voxels", "finite voxels", "filled with the lowest value")]
 
 
 def _check_label(
@@ -196,8 +230,12 @@ def _check_label(
     classes: Iterable[int] | None,
     named: Mapping[int, str] | None,
     whole: bool,
+    lacking: np.ndarray | None,
 ) -> tuple[set[int], tuple[Finding, ...]]:
-    """The class numbers in a label on the image's grid, always including 0, and what was noticed."""
+    """The class numbers in a label on the image's grid, always including 0, and what was noticed.
+
+    ``lacking``: the voxels of the image without data, if there are any.
+    """
     try:
         label = read_label(case.label, reader, scan, named)
     except OSError as error:
@@ -210,4 +248,14 @@ def _check_label(
         raise Fault(f"the label holds class {some(unknown)}", "classes of the template", remedy)
     if not whole or scan is None:
         return held | {0}, label.findings
-    return held | {0}, (*label.findings, *shape_findings(label.values, scan.grid.spacing, named or {}))
+    shape = shape_findings(label.values, scan.grid.spacing, named or {})
+    return held | {0}, (*label.findings, *shape, *_over_no_data(label.values, lacking))
+
+
+def _over_no_data(label: np.ndarray, lacking: np.ndarray | None) -> list[Finding]:
+    outlined = label > 0
+    share = 0.0 if lacking is None else float((outlined & lacking).sum() / max(1, outlined.sum()))
+    if share <= MOST_OVER_NO_DATA:
+        return []
+    found = f"{share:.0%} of the outline lies on padding or air of one value"
+    return [Finding(WARNING, found, "an outline on tissue", "check the outline; find_no_data=false uses all voxels")]

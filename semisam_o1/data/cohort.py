@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from monai.data import MetaTensor
 
 from semisam_o1.data.findings import Fault, Problem
 from semisam_o1.data.formats import format_of
-from semisam_o1.data.grids import Grid
+from semisam_o1.data.grids import Grid, cropped
 from semisam_o1.data.labels import read_label
+from semisam_o1.data.no_data import Box, data_box, no_data
 from semisam_o1.data.reader import ScanReader, meta_of
 from semisam_o1.types import Case, DatasetError
 
@@ -36,6 +38,7 @@ class Cohort:
         problems: all problems found, for `findings.table`.
         binary: all foreground classes are one.
         named: class number -> name as the data set says; None if it says none.
+        find_no_data: whether scans are cropped to their data and the rest is not taken for tissue, see `no_data`.
     """
 
     root: Path
@@ -49,6 +52,7 @@ class Cohort:
     problems: tuple[Problem, ...] = ()
     binary: bool = False
     named: Mapping[int, str] | None = None
+    find_no_data: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -93,6 +97,12 @@ class Cohort:
         """The stored grid of a case's image: affine (4, 4), voxel index to RAS mm, and shape (H, W, D)."""
         return self.reader.grid(case.image)
 
+    def data_box(self, case: Case) -> Box:
+        """The part of a case's stored grid that the working space covers: the box of the voxels with data, or all."""
+        if not self.find_no_data:
+            return data_box(None, self.grid(case).shape)
+        return box_of(self.reader, case.image)
+
     def label(self, case: Case, path: Path | None = None) -> torch.Tensor:
         """`label_volume` as (H, W, D) int64."""
         return self.label_volume(case, path).as_tensor()[0].long()
@@ -127,5 +137,18 @@ class Cohort:
 
     @property
     def template_grids(self) -> list[Grid]:
-        """The stored grids of the templates, which determine the working space."""
-        return [self.grid(case) for case in self.templates]
+        """The grids of the templates where they have data, which determine the working space."""
+        return [cropped(self.grid(case), self.data_box(case)) for case in self.templates]
+
+
+def box_of(reader: ScanReader, image: Path) -> Box:
+    """The box of an image's voxels with data; found once in a process."""
+    seen = image.stat()
+    return _found_box(reader, image, seen.st_size, seen.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _found_box(reader: ScanReader, image: Path, size: int, changed_ns: int) -> Box:
+    """`data_box` of an image; ``size`` and ``changed_ns`` make a changed file another one."""
+    volume = reader.volume(image)[0].numpy()
+    return data_box(no_data(volume), volume.shape)

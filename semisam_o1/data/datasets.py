@@ -43,6 +43,7 @@ def open_cohort(
     renumber: bool = True,
     class_numbers: Sequence[int] | None = None,
     pseudonyms: str | Path | None = None,
+    find_no_data: bool = True,
 ) -> Cohort:
     """Find the cases of a data set and all its problems in one pass.
 
@@ -65,6 +66,7 @@ def open_cohort(
         class_numbers: the class numbers, 0 included, in place of those of the templates.
         pseudonyms: the file of the key between case names and pseudonyms, see `pseudonyms`; then all names of the
             cohort are pseudonyms.
+        find_no_data: see `Cohort`.
 
     Raises:
         DatasetError: lists or templates cannot be used, or the pool is empty; the message is the table of all
@@ -87,7 +89,7 @@ def open_cohort(
     checked = cases if check else [case for case in cases if case.split == "template"]
     num_classes = 2 if binary_label else num_classes
     class_list = None if binary_label else _class_list(root / "classes.json", problems)
-    findings = find_problems(checked, reader, num_classes, binary_label, class_list, label_shape)
+    findings = find_problems(checked, reader, num_classes, binary_label, class_list, label_shape, find_no_data)
     problems += findings.problems
     cases, problems = renamed(pseudonyms, {*parts, *images, *labels}, cases, problems)
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
@@ -108,7 +110,7 @@ def open_cohort(
     split["template"] = tuple(sorted(split["template"], key=lambda case: case.name))  # the order given must not matter
     cohort = Cohort(
         root, split["template"], split["pool"], split["val"], split["test"], classes,
-        reasons, reader, tuple(problems), binary_label, class_list,
+        reasons, reader, tuple(problems), binary_label, class_list, find_no_data,
     )  # fmt: skip
     if problems:
         logger.warning("%s: problems found.\n%s", root, table(problems))
@@ -277,10 +279,10 @@ def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:
     )
 
 
-def images_alone(dataset_dir: str | Path) -> list[Case]:
+def images_alone(dataset_dir: str | Path, channel: int | None = None) -> list[Case]:
     """The scans in a data set's train.txt, or without that list all scans that val.txt and test.txt do not name.
 
-    Labels are not needed and not read.
+    Labels are not needed and not read. ``channel``: see `open_cohort`.
 
     Raises:
         DatasetError: there is no image, or a list cannot be used.
@@ -288,7 +290,7 @@ def images_alone(dataset_dir: str | Path) -> list[Case]:
     root = Path(dataset_dir).expanduser()
     problems: list[Problem] = []
     entries = {split: _entries(root / file, root, problems) for split, file in LISTS.items()}
-    images, _ = find_files(root, [text for found in entries.values() for text in found or ()], None, problems)
+    images, _ = find_files(root, [text for found in entries.values() for text in found or ()], channel, problems)
     lists = {split: _names(entries[split], file, images, problems) for split, file in LISTS.items()}
     _stop(root, problems)
     kept = {name for split in ("val", "test") for name in lists[split] or ()}

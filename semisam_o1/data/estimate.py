@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.findings import table
+from semisam_o1.data.findings import Problem, table
 from semisam_o1.data.grids import choose_spacing
 
 # Rough costs on two CPU cores. Costs per case are for REFERENCE_VOXELS working voxels and scale linearly.
@@ -98,8 +98,8 @@ def _size(count: float) -> str:
     return f"{max(1, round(count / 1e6))} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
-def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
-    """The text that ``validate`` prints: problems, lists, classes, voxels, then time and disk space."""
+def validate_text(cohort: Cohort, problems: Iterable[Problem], settings: Mapping | None = None) -> str:
+    """The text that ``validate`` prints: ``problems``, lists, classes, voxels, then time and disk space."""
     grids = [cohort.grid(case) for case in cohort.cases]
     spacings = np.array([grid.spacing for grid in grids])
     shapes = np.array([grid.shape for grid in grids])
@@ -108,7 +108,7 @@ def validate_text(cohort: Cohort, settings: Mapping | None = None) -> str:
     counts.append(f"{len(cohort.set_aside)} set aside")
     labelled = sum(case.label is not None for case in cohort.cases) - len(cohort.templates)
     lines = [
-        table(cohort.problems),
+        table(problems),
         "",
         f"template    {', '.join(case.name for case in cohort.templates)}",
         f"cases       {', '.join(counts)}; {labelled} of them with a label for metrics",

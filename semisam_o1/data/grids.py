@@ -30,6 +30,13 @@ class Grid(NamedTuple):
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
+def cropped(grid: Grid, box: Sequence[slice]) -> Grid:
+    """The part of a grid in ``box``, a slice for each axis."""
+    affine = np.array(grid.affine, float)
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return Grid(affine, tuple(part.stop - part.start for part in box))
+
+
 def corner_distance(one: Grid, other: Grid) -> float:
     """The largest distance between corresponding corners of two grids of equal shape, in voxels of ``other``."""
     corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in other.shape))])
@@ -71,14 +78,35 @@ def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
 
 
 def to_grid(
-    volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear", outside: str = "border"
+    volume: Probabilities, affine: Affine, grid: Grid, mode: str = "bilinear", outside: str = "background"
 ) -> torch.Tensor:
     """Resample ``volume`` (C, h, w, d) with ``affine`` onto ``grid``: (C, H, W, D).
 
-    ``outside`` sets the values outside of ``volume``: its "border", or "zeros".
+    ``outside`` sets the values outside of ``volume``: "border" repeats its border; "background" repeats it for one of
+    its voxels, as voxels of two grids need not end at the same place, and has class 0 beyond; or "zeros".
     """
     source = MetaTensor(
         volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)
     )
-    resample = SpatialResample(mode=mode, padding_mode=outside, dtype=torch.float32)
-    return resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
+    padding_mode = "zeros" if outside == "zeros" else "border"
+    resample = SpatialResample(mode=mode, padding_mode=padding_mode, dtype=torch.float32)
+    found = resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
+    if outside == "background" and (beyond := _beyond(affine, volume.shape[1:], grid)) is not None:
+        found[:, beyond] = 0
+        found[0, beyond] = 1
+    return found
+
+
+def _beyond(affine: Affine, shape: Sequence[int], grid: Grid) -> torch.Tensor | None:
+    """The voxels of ``grid`` more than one voxel outside of a volume with ``affine`` and ``shape``; None if none is."""
+    place = np.linalg.solve(np.asarray(affine, float), np.asarray(grid.affine, float))
+    limits = np.asarray(shape, float)
+    corners = np.array(list(product(*((0, n - 1) for n in grid.shape)))) @ place[:3, :3].T + place[:3, 3]
+    if ((corners >= -1) & (corners <= limits)).all():
+        return None
+    axes = [np.arange(n, dtype=np.float32) for n in grid.shape]
+    beyond = np.zeros(grid.shape, bool)
+    for row, limit in zip(place[:3].astype(np.float32), limits):
+        where = np.add.outer(np.add.outer(row[0] * axes[0], row[1] * axes[1]), row[2] * axes[2]) + row[3]
+        beyond |= (where < -1) | (where > limit)
+    return torch.from_numpy(beyond) if beyond.any() else None

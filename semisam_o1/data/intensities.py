@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
-from monai.transforms import Lambdad, NormalizeIntensityd, ScaleIntensityRangePercentilesd, Transform
+from monai.config import KeysCollection
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    NormalizeIntensity,
+    ScaleIntensityRange,
+    ScaleIntensityRangePercentiles,
+)
 
+Window = tuple[float, float] | None
+HAS_DATA = "has_data"  # key of the mask of an image's voxels with data
 FLAT = 1e-6  # of the mean; a smaller standard deviation is float32 rounding
 
 
@@ -27,18 +36,51 @@ def normalise_foreground(volume: torch.Tensor) -> torch.Tensor:
     return (volume - mean) / deviation.masked_fill(deviation <= FLAT * mean, 1)
 
 
-def _percentiles(key: str) -> list[Transform]:
-    scale = ScaleIntensityRangePercentilesd(key, lower=1, upper=99.5, b_min=0, b_max=1, clip=True)
-    return [scale, NormalizeIntensityd(key)]
+def _percentiles(window: Window) -> list[Callable]:
+    if window is not None:
+        return [ScaleIntensityRange(*window, b_min=0, b_max=1, clip=True), NormalizeIntensity()]
+    return [ScaleIntensityRangePercentiles(lower=1, upper=99.5, b_min=0, b_max=1, clip=True), NormalizeIntensity()]
 
 
-def _foreground(key: str) -> list[Transform]:
-    return [Lambdad(key, lambda image: normalise_foreground(image[None])[0])]
+def _foreground(window: Window) -> list[Callable]:
+    return [*_stored(window), lambda image: normalise_foreground(image[None])[0]]
 
 
-# Name -> function from the key of an image (1, H, W, D) to the transforms that normalise it.
-INTENSITIES: dict[str | None, Callable[[str], list[Transform]]] = {
+def _stored(window: Window) -> list[Callable]:
+    return [] if window is None else [lambda image: image.clamp(*window)]
+
+
+# Name -> function from a window (lowest and highest intensity, or None) to what normalises an image (1, H, W, D).
+INTENSITIES: dict[str | None, Callable[[Window], list[Callable]]] = {
     "percentiles": _percentiles,
     "foreground": _foreground,
-    None: lambda key: [],
+    None: _stored,
 }
+
+
+class NormaliseDatad(MapTransform):
+    """Normalises ``keys``, (1, H, W, D) each, by the voxels with data; voxels without get the lowest result.
+
+    Args:
+        keys: the images.
+        intensities: a name of `INTENSITIES`.
+        window: the lowest and the highest intensity, e.g. in Hounsfield units; used instead of percentiles.
+        mask: key of the mask (1, H, W, D) of the voxels with data; an item without it has data everywhere.
+    """
+
+    def __init__(self, keys: KeysCollection, intensities: str | None, window: Window = None, mask: str = HAS_DATA):
+        super().__init__(keys)
+        self.normalise, self.mask = Compose(INTENSITIES[intensities](window)), mask
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict:
+        data = dict(data)
+        held = data[self.mask].bool() if self.mask in data else None
+        for key in self.key_iterator(data):
+            if held is None or held.all():
+                data[key] = self.normalise(data[key])
+            else:
+                volume = data[key].clone()
+                values = self.normalise(torch.as_tensor(volume)[held].reshape(1, -1, 1, 1))  # as if it were a volume
+                volume[held], volume[~held] = values.flatten(), values.min()
+                data[key] = volume
+        return data

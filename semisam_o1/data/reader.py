@@ -49,6 +49,8 @@ class ScanReader(ImageReader):
             sides = np.zeros(1)
         if len(sides) not in (1, 3) or not (np.isfinite(sides) & (sides > 0)).all():
             raise DatasetError(f"spacing is {self.spacing}: expected one or three positive numbers, mm.")
+        if isinstance(self.spacing, (list, np.ndarray)):  # a reader can be hashed
+            object.__setattr__(self, "spacing", tuple(float(side) for side in sides))
 
     def open(self, path: str | Path, label: bool = False) -> Stored:
         """The header of an image or, with ``label``, of a label.

@@ -17,6 +17,8 @@ from monai.data import MetaTensor
 from monai.transforms import (
     AsDiscreted,
     Compose,
+    CropForegroundd,
+    DeleteItemsd,
     EnsureTyped,
     KeepLargestConnectedComponent,
     MapTransform,
@@ -31,9 +33,10 @@ from monai.utils import CommonKeys as Keys
 from scipy.ndimage import gaussian_filter
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.intensities import INTENSITIES
+from semisam_o1.data.intensities import HAS_DATA, INTENSITIES, NormaliseDatad
+from semisam_o1.data.no_data import no_data
 from semisam_o1.data.reader import LoadScand, ScanReader
-from semisam_o1.types import Volume
+from semisam_o1.types import UserError, Volume
 
 ONE_COMPONENT = 0.95  # least share of a class in its largest component; the field of view may cut off e.g. veins
 
@@ -78,23 +81,60 @@ def image_chain(
     reader: ScanReader | None = None,
     intensities: str | None = "percentiles",
     frame: str = "world",
+    window: Sequence[float] | None = None,
+    find_no_data: bool = True,
+    keep_mask: bool = False,
 ) -> Compose:
     """``image`` from its file to the working space: (1, H, W, D), RAS, ``spacing`` mm.
 
-    Intensities are normalised on the stored voxels, before resampling, so orientation, padding and obliqueness do not
-    affect them. ``intensities`` "percentiles" clips to the 1st and 99.5th percentile and z-normalises; "foreground"
+    Intensities are normalised on the stored voxels, before resampling, so orientation and obliqueness do not affect
+    them. ``intensities`` "percentiles" clips to the 1st and 99.5th percentile and z-normalises; "foreground"
     z-normalises by the voxels above zero (as in the training of SAM-Med3D); None changes nothing. ``spacing`` None
     keeps the stored grid, as published. ``frame`` "world" resamples oblique scans along the world axes; "stored" keeps
     their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes.
+
+    Args:
+        window: lowest and highest intensity to clip to, e.g. in Hounsfield units, instead of percentiles.
+        find_no_data: crop to the box of the voxels with data, normalise by these, and give the others the lowest
+            value, see `no_data`.
+        keep_mask: keep the mask of the voxels with data, (1, H, W, D), as ``has_data``.
     """
     if intensities not in INTENSITIES:
         raise ValueError(f"intensities '{intensities}': expected one of {', '.join(map(str, INTENSITIES))}.")
-    load = LoadScand(Keys.IMAGE, reader)
-    return Compose([load, *INTENSITIES[intensities](Keys.IMAGE), *_resampling(Keys.IMAGE, spacing, frame)])
+    if window is not None and not window[0] < window[1]:
+        raise UserError(f"window is {list(window)}: expected the lowest intensity first, then the highest.")
+    steps: list = [LoadScand(Keys.IMAGE, reader)]
+    if find_no_data:
+        crop = CropForegroundd(
+            [Keys.IMAGE, HAS_DATA], HAS_DATA, start_coord_key=None, end_coord_key=None, allow_missing_keys=True
+        )
+        steps += [FindDatad(Keys.IMAGE), crop]
+    steps.append(NormaliseDatad(Keys.IMAGE, intensities, None if window is None else (window[0], window[1])))
+    if find_no_data and not keep_mask:
+        steps.append(DeleteItemsd(HAS_DATA))
+    steps += _resampling(Keys.IMAGE, spacing, frame)
+    if find_no_data and keep_mask:
+        steps += _resampling(HAS_DATA, spacing, frame, "nearest")
+    return Compose(steps)
+
+
+class FindDatad(MapTransform):
+    """Adds the mask of the voxels with data, ``has_data``, of the one image of ``keys``: (1, H, W, D), 1 or 0."""
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            lacking = no_data(data[key][0].numpy())
+            held = np.ones(data[key].shape[1:], np.uint8) if lacking is None else (~lacking).astype(np.uint8)
+            data[HAS_DATA] = MetaTensor(torch.from_numpy(held)[None], meta=dict(data[key].meta))
+        return data
 
 
 class LoadLabeld(MapTransform):
-    """Loads the label of an item's ``case``: (1, H, W, D), the channel of each voxel's class, on the scan's grid."""
+    """Loads the label of an item's ``case``: (1, H, W, D), the channel of each voxel's class, where the scan has data.
+
+    It is on the scan's grid, cropped to `Cohort.data_box` as the image is.
+    """
 
     def __init__(self, keys: KeysCollection, cohort: Cohort):
         super().__init__(keys)
@@ -102,7 +142,8 @@ class LoadLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, str]) -> dict:
         case = self.cohort.case(data["case"])
-        volumes = {key: self.cohort.label_volume(case, Path(data[key])) for key in self.key_iterator(data)}
+        crop = SpatialCrop(roi_slices=self.cohort.data_box(case))
+        volumes = {key: crop(self.cohort.label_volume(case, Path(data[key]))) for key in self.key_iterator(data)}
         return dict(data) | volumes
 
 
@@ -112,14 +153,16 @@ def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Comp
     return Compose([load, onehot, *_resampling(Keys.LABEL, spacing)])
 
 
-def _resampling(key: str, spacing: float | Sequence[float] | None, frame: str = "world") -> list:
+def _resampling(
+    key: str, spacing: float | Sequence[float] | None, frame: str = "world", mode: str = "bilinear"
+) -> list:
     if spacing is None:
         return [EnsureTyped(key, dtype=torch.float32)]
     spacing = [float(s) for s in np.broadcast_to(spacing, 3)]
     return [
         Orientationd(key, axcodes="RAS", labels=None),
-        AntiAliasd(key, spacing),
-        SpacingAloned(key, pixdim=spacing, diagonal=frame == "world", mode="bilinear", padding_mode="border"),
+        *([AntiAliasd(key, spacing)] if mode == "bilinear" else []),
+        SpacingAloned(key, pixdim=spacing, diagonal=frame == "world", mode=mode, padding_mode="border"),
         EnsureTyped(key, dtype=torch.float32),
     ]
 

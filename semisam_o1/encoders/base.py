@@ -34,6 +34,7 @@ class Encoder(nn.Module):
         precision: "float32", or autocast to "bfloat16" or "float16".
         compiled: use `torch.compile`. The error due to compilation and precision is measured on the first window and
             logged.
+        takes_mask: the network takes the mask (B, 1, H, W, D) of the voxels with data as a second argument.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Encoder(nn.Module):
         prefix: str = "",
         precision: str = "float32",
         compiled: bool = False,
+        takes_mask: bool = False,
     ):
         super().__init__()
         if input_size is not None and input_size % patch_size:
@@ -61,13 +63,15 @@ class Encoder(nn.Module):
             log.warning("encoder %s: RANDOM WEIGHTS. Its features mean little; set its 'weights' to a file.", name)
         self.network = network.eval().requires_grad_(False)
         self.name, self.patch_size, self.input_size, self.normalise = name, patch_size, input_size, normalise
-        self.stage, self.precision, self.compiled = stage, precision, compiled
+        self.stage, self.precision, self.compiled, self.takes_mask = stage, precision, compiled, takes_mask
         self.error: float | None = None  # largest absolute error on the first window, against float32
         if compiled:
             self._compiled: list[Any] = [torch.compile(network)]  # in a list, so that weights are not registered twice
 
     @torch.no_grad()
-    def forward(self, volume: Volume) -> torch.Tensor:
+    def forward(self, volume: Volume, has_data: torch.Tensor | None = None) -> torch.Tensor:
+        if self.takes_mask and has_data is not None and not has_data.all():
+            return self.network(volume, has_data).float()
         volume = volume if self.normalise is None else self.normalise(volume)
         with torch.autocast(volume.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
             tokens = self._of_stage(self._compiled[0] if self.compiled else self.network, volume)

@@ -25,12 +25,13 @@ def box_mean(volume: torch.Tensor, size: int) -> torch.Tensor:
     return volume
 
 
-def mind_ssc(volume: torch.Tensor, dilation: int) -> torch.Tensor:
+def mind_ssc(volume: torch.Tensor, dilation: int, has_data: torch.Tensor | None = None) -> torch.Tensor:
     """The self-similarity context of a volume: (B, 1, H, W, D) -> (B, 12, H, W, D) in (0, 1].
 
     exp(-d_ij / v), where d_ij is the squared difference of the neighbours i and j at ``dilation`` voxels, averaged over
     3 x 3 x 3 voxels, minus the smallest of the twelve; v is their mean, clipped to 0.1 to 10 times its mean over the
-    volume.
+    volume, or, given ``has_data`` (B, 1, H, W, D), over the voxels that see no edge of the
+    data.
     Heinrich et al., "Towards realtime multimodal fusion ... self-similarities", MICCAI 2013.
     """
     padded = F.pad(volume, (dilation,) * 6, mode="replicate")
@@ -40,7 +41,13 @@ def mind_ssc(volume: torch.Tensor, dilation: int) -> torch.Tensor:
     distance = box_mean(torch.cat([(shifted[i] - shifted[j]) ** 2 for i, j in PAIRS], 1), 3)
     distance = distance - distance.amin(1, keepdim=True)
     variance = distance.mean(1, keepdim=True)
-    typical = variance.mean(dim=(2, 3, 4), keepdim=True).clamp(min=1e-6)
+    typical = variance.mean(dim=(2, 3, 4), keepdim=True)
+    if has_data is not None:  # only voxels whose neighbours all have data, as the edge of the data is no tissue
+        reach = dilation + 1
+        inner = 1 - F.max_pool3d(1 - has_data.to(variance), 2 * reach + 1, 1, reach)
+        share = inner.mean((2, 3, 4), True)
+        typical = torch.where(share > 0, (variance * inner).mean((2, 3, 4), True) / share.clamp(min=1e-9), typical)
+    typical = typical.clamp(min=1e-6)
     return torch.exp(-distance / variance.clamp(typical * 0.1, typical * 10))
 
 
@@ -59,8 +66,8 @@ class MIND(nn.Module):
         super().__init__()
         self.dilations, self.boxes, self.statistics_weight = tuple(dilations), tuple(boxes), statistics_weight
 
-    def forward(self, volume: torch.Tensor) -> torch.Tensor:
-        parts = [mind_ssc(volume, dilation) for dilation in self.dilations]
+    def forward(self, volume: torch.Tensor, has_data: torch.Tensor | None = None) -> torch.Tensor:
+        parts = [mind_ssc(volume, dilation, has_data) for dilation in self.dilations]
         for size in self.boxes:
             mean = box_mean(volume, size)
             deviation = (box_mean(volume * volume, size) - mean * mean).clamp(min=0).sqrt()
@@ -70,4 +77,4 @@ class MIND(nn.Module):
 
 def mind(**settings) -> Encoder:
     """The default encoder: one token per voxel, no weights, any volume size. ``settings``: arguments of `MIND`."""
-    return Encoder(MIND(**settings), name="mind")
+    return Encoder(MIND(**settings), name="mind", takes_mask=True)

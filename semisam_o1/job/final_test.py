@@ -53,7 +53,7 @@ def published_network(weights: str | Path, method: str) -> tuple[nn.Module, int]
 
 def published_predictor(network: nn.Module, device: str) -> Predictor:
     """Predictor of the published test: stored grid and intensities, windows of 128, stride 64, all components kept."""
-    chain, inferer = image_chain(None, intensities=None), ProbabilityWindows(WINDOW, 0.5)
+    chain, inferer = image_chain(None, intensities=None, find_no_data=False), ProbabilityWindows(WINDOW, 0.5)
     return _predictor(network, chain, inferer, device)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
-from semisam_o1.data.findings import left_out, write_problems
+from semisam_o1.data.findings import left_out, table, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
@@ -15,7 +15,7 @@ from semisam_o1.job.claim import claim, protect_names, recover, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
 from semisam_o1.job.resume import Journal
-from semisam_o1.job.settings import try_out
+from semisam_o1.job.settings import lost_classes, try_out
 from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.lock import lock_folder
@@ -65,6 +65,8 @@ class Job:
         claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
             journal = self._begin()
+            if not journal.done and (lost := lost_classes(self.config)):
+                log.warning("%s", table(lost))
             complete = all(stage.name in journal.done for stage in self._stages(settle=False))
             again = lacking(self, journal.done, complete)
             if not complete:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from semisam_o1.errors import of_memory
+from semisam_o1.data.class_sizes import small_classes
+from semisam_o1.data.findings import Problem
+from semisam_o1.errors import chain, of_memory
 from semisam_o1.job.config import JobConfig
 from semisam_o1.kinds import line, refuse_wrong
 from semisam_o1.types import DatasetError
@@ -34,7 +36,17 @@ def try_out(config: JobConfig) -> None:
         except Exception as error:
             if of_memory(error):
                 raise
+            if found := next((part for part in chain(error) if isinstance(part, DatasetError)), None):
+                raise found from None
             cause: BaseException = error
             while cause.__cause__ or cause.__context__:
                 cause = cause.__cause__ or cause.__context__
             raise DatasetError(f"'{id}' cannot be built with these settings: {cause}") from error
+
+
+def lost_classes(config: JobConfig) -> list[Problem]:
+    """A warning for each class that is too small for a run's tokens; none if these have the scan's own grid."""
+    spacing, step = config.setting("feature_spacing"), config.setting("feature_step")
+    if spacing is None:
+        return []
+    return small_classes(config.cohort, spacing * (step or config.build("encoder").patch_size))

@@ -71,20 +71,12 @@ class Template(NamedTuple):
 
 
 def templates_of(store: FeatureStore, cohort: Cohort, published: bool = False) -> list[Template]:
-    """Load the templates; logs classes that fill no token."""
+    """Load the templates."""
     found = []
     for case in cohort.templates:
         features = store.load(case.name)
         make = published_reference if published else reference
-        made = make(case, features, cohort)
-        names = [cohort.classes[number] for number in cohort.class_numbers]
-        lost = [name for name, share in zip(names, made.label) if 0 < float(share.max()) < 0.5]
-        if lost:
-            text = (
-                "template %s: %s fill no token of %.3g mm and will be lost: use smaller feature_spacing or feature_step"
-            )
-            log.warning(text, case.name, ", ".join(lost), features.step_mm)
-        found.append(Template(case.name, features, made))
+        found.append(Template(case.name, features, make(case, features, cohort)))
     return found
 
 

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.utils import CommonKeys as Keys
 
+from semisam_o1.data.cohort import box_of
 from semisam_o1.data.datasets import images_alone
-from semisam_o1.data.grids import choose_spacing
+from semisam_o1.data.grids import choose_spacing, cropped
+from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import image_chain
 from semisam_o1.encoders.mind import mind
-from semisam_o1.features import TokenInferer
+from semisam_o1.features import TokenInferer, image_and_mask
 from semisam_o1.files import write_text
 from semisam_o1.ledger import Ledger
 from semisam_o1.report.page import render
@@ -77,12 +80,15 @@ def suggest_template(
     feature_voxels: int = 400000,
     reader: ScanReader | None = None,
     seed: int = 0,
+    channel: int | None = None,
+    window: Sequence[float] | None = None,
+    find_no_data: bool = True,
 ) -> list[Suggestion]:
     """The ``top`` scans to outline, best first; writes ``suggestion.html``. Excludes cases in val.txt and test.txt.
 
     Args:
         given: cases already outlined; then suggests the next one.
-        feature_voxels: as for a run.
+        feature_voxels, channel, window, find_no_data: as for a run.
         reader: how scans are read.
 
     Raises:
@@ -90,14 +96,14 @@ def suggest_template(
     """
     page = folder_path(output_dir) / "suggestion.html"
     Ledger(page.parent, COMMAND).refuse_foreign([page])
-    cases = images_alone(dataset_dir)
+    cases = images_alone(dataset_dir, channel)
     names = [case.name for case in cases]
     if unknown := [name for name in given if name not in names]:
         raise DatasetError(
             f"--given {' '.join(unknown)}: no such scan in {dataset_dir}; it has {', '.join(names[:5])} ..."
         )
     reader = reader or ScanReader()
-    cases, scans, step = pooled_scans(cases, feature_voxels, reader)
+    cases, scans, step = pooled_scans(cases, feature_voxels, reader, window, find_no_data)
     names = [case.name for case in cases]
     table = distance_table(scans, step, seed)
     scores = coverage(table, [names.index(name) for name in given if name in names])
@@ -110,24 +116,36 @@ def suggest_template(
     return found
 
 
-def pooled_scans(cases: Sequence[Case], feature_voxels: int, reader: ScanReader):
+def pooled_scans(
+    cases: Sequence[Case],
+    feature_voxels: int,
+    reader: ScanReader,
+    window: Sequence[float] | None = None,
+    find_no_data: bool = True,
+) -> tuple[list[Case], list[Tokens], float]:
     """The readable cases, their descriptors pooled to a few thousand tokens, and the pooled token step in mm."""
     grids, readable = [], []
     for case in cases:
         try:
-            grids.append(reader.grid(case.image))
+            grid = reader.grid(case.image)
+            grids.append(cropped(grid, box_of(reader, case.image)) if find_no_data else grid)
             readable.append(case)
         except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; set the scan aside
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
     if len(readable) < 2:
         raise DatasetError(f"{len(readable)} readable scans: at least two are needed to compare scans.")
     step = choose_spacing(grids, feature_voxels)
-    chain, encoder, inferer = image_chain(step, reader), mind(), TokenInferer()
+    chain = image_chain(step, reader, window=window, find_no_data=find_no_data, keep_mask=True)
+    encoder, inferer = mind(), TokenInferer()
     scans, kept, factor = [], [], None
     for number, case in enumerate(readable, start=1):
         try:
             with torch.no_grad():
-                tokens = inferer(chain({"case": case.name, "image": str(case.image)})["image"][None], encoder)
+                item = chain({"case": case.name, "image": str(case.image)})
+                image, _, _, mask = image_and_mask(
+                    {key: item[key][None] for key in (Keys.IMAGE, HAS_DATA) if key in item}
+                )
+                tokens = inferer(image, encoder, **mask)
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
             continue

@@ -31,7 +31,8 @@ def test_estimate_hangs_on_no_spacing(phantom_h5_dir):
 
 def test_validate_text(root):
     halve(image_of(root))
-    text = validate_text(open_cohort(root), {"num_rounds": 1, "max_iterations": 10})
+    cohort = open_cohort(root)
+    text = validate_text(cohort, cohort.problems, {"num_rounds": 1, "max_iterations": 10})
     for part in (
         "truncated",
         "1 pool, 0 val, 1 test, 1 set aside",

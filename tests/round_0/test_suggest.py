@@ -8,7 +8,7 @@ import pytest
 
 from semisam_o1.cli import main
 from semisam_o1.data import ScanReader
-from semisam_o1.data.phantoms import write_demo_data
+from semisam_o1.data.phantoms import make_phantom, write_demo_data
 from semisam_o1.round_0.suggest import Suggestion, coverage, reason, suggest_template, write_page
 from semisam_o1.types import Case, DatasetError
 
@@ -91,3 +91,24 @@ def test_names_on_the_page_are_text(tmp_path):
     ):
         assert part in said
     assert text.count('src="data:image/png;base64,') == 1
+
+
+@pytest.mark.slow
+def test_settings_of_scans_are_those_of_a_run(tmp_path, capsys):
+    """Two channels of each scan, padded with one value, and a header whose two forms differ."""
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    for number in range(3):
+        image, _ = make_phantom(number, (24, 24, 20), 2.0)
+        for channel in (0, 1):
+            file = nibabel.Nifti1Image(np.pad(image, 4, constant_values=-9999), np.diag([2.0, 2, 2, 1]))
+            file.set_qform(np.diag([2.0, 2, 2, 1]), 1)
+            nibabel.save(file, root / "images" / f"s{number}_{channel:04d}.nii.gz")
+    (root / "train.txt").write_text("s0\ns1\ns2\n")
+    command = ["suggest-template", str(root), "--output", str(tmp_path / "out")]
+    assert main(command) == 2 and "--set channel" in capsys.readouterr().err
+    settings = ["channel=1", "nifti_form=qform", "feature_voxels=3000", "window=[0,300]"]
+    assert main([*command, "--set", *settings]) == 0
+    assert "s1" in capsys.readouterr().out
+    for wrong, said in (("max_iterations=5", "knows image_key"), ("window=[1]", "window"), ("channel", "ID=VALUE")):
+        assert main([*command, "--set", wrong]) == 2 and said in capsys.readouterr().err
