@@ -147,8 +147,8 @@ def _look_into(
 
     try:
         scan = _open(case, reader)
-        values, findings = _check_image(scan)
-        note([*scan.findings, *findings])
+        values, of_image = _check_image(scan)
+        note([*scan.findings, *of_image])
         lacking = no_data(values) if find_no_data else None
     except Fault as fault:
         problems.append(Problem(case.name, STOPS if template else SET_ASIDE, *fault.texts))

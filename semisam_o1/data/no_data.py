@@ -12,7 +12,7 @@ MOST_LAYERS = 3  # of padding; a scan may be padded more than once
 FAR = 0.5  # of the range of all other values; padding this far below them is padding wherever it lies
 SMALLEST_SIDE = 4  # voxels; of the box of the data
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]  # one slice for each axis
 
 
 def no_data(scan: np.ndarray) -> np.ndarray | None:
