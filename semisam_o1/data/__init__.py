@@ -6,7 +6,7 @@ from semisam_o1.data.formats import Format
 from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
 from semisam_o1.data.images import image_files, readable_cases
 from semisam_o1.data.labels import read_label
-from semisam_o1.data.reader import LoadScand, ScanDataset, ScanReader
+from semisam_o1.data.reader import CachedScanDataset, LoadScand, ScanDataset, ScanReader
 from semisam_o1.data.stored import Stored
 from semisam_o1.data.transforms import (
     PublishedPadd,
@@ -19,6 +19,7 @@ from semisam_o1.data.transforms import (
 )
 
 __all__ = [
+    "CachedScanDataset",
     "Cohort",
     "Format",
     "Grid",

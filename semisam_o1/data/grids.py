@@ -15,6 +15,7 @@ from monai.transforms import (
 
 from semisam_o1.types import Affine, Probabilities
 
+REACH = 0.75  # voxels beyond the centre of a volume's last voxel; `Spacing` leaves up to 0.54 there
 LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottleneck
 
 
@@ -82,8 +83,9 @@ def to_grid(
 ) -> torch.Tensor:
     """Resample ``volume`` (C, h, w, d) with ``affine`` onto ``grid``: (C, H, W, D).
 
-    ``outside`` sets the values outside of ``volume``: "border" repeats its border; "background" repeats it for one of
-    its voxels, as voxels of two grids need not end at the same place, and has class 0 beyond; or "zeros".
+    ``outside`` sets the values outside of ``volume``: "border" repeats its border; "background" repeats it as far
+    as the last voxel reaches, since the voxels of two grids end at different places, and has class 0 beyond; or
+    "zeros".
     """
     source = MetaTensor(
         volume.as_tensor() if isinstance(volume, MetaTensor) else volume, affine=torch.as_tensor(affine)
@@ -98,15 +100,15 @@ def to_grid(
 
 
 def _beyond(affine: Affine, shape: Sequence[int], grid: Grid) -> torch.Tensor | None:
-    """The voxels of ``grid`` more than one voxel outside of a volume with ``affine`` and ``shape``; None if none is."""
+    """The voxels of ``grid`` more than `REACH` outside of a volume with ``affine`` and ``shape``; None if none is."""
     place = np.linalg.solve(np.asarray(affine, float), np.asarray(grid.affine, float))
-    limits = np.asarray(shape, float)
+    limits = np.asarray(shape, float) - 1 + REACH
     corners = np.array(list(product(*((0, n - 1) for n in grid.shape)))) @ place[:3, :3].T + place[:3, 3]
-    if ((corners >= -1) & (corners <= limits)).all():
+    if ((corners >= -REACH) & (corners <= limits)).all():
         return None
     axes = [np.arange(n, dtype=np.float32) for n in grid.shape]
     beyond = np.zeros(grid.shape, bool)
     for row, limit in zip(place[:3].astype(np.float32), limits):
         where = np.add.outer(np.add.outer(row[0] * axes[0], row[1] * axes[1]), row[2] * axes[2]) + row[3]
-        beyond |= (where < -1) | (where > limit)
+        beyond |= (where < -REACH) | (where > limit)
     return torch.from_numpy(beyond) if beyond.any() else None

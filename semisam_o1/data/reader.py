@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import Dataset, ITKReader, MetaTensor
+from monai.data import CacheDataset, Dataset, ITKReader, MetaTensor
 from monai.data.image_reader import ImageReader
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
@@ -155,18 +156,33 @@ class ScanError(DatasetError):
         self.case = case
 
 
-class ScanDataset(Dataset):
-    """MONAI's `Dataset` of items with a ``case``; an error says which one failed.
+@contextmanager
+def naming(item: Mapping) -> Iterator[None]:
+    """An error of the body becomes a `ScanError` with the ``case`` of an item."""
+    try:
+        yield
+    except Exception as error:
+        raise ScanError(item["case"]) from error
 
-    Raises:
-        ScanError: from the error that an item's transform raised.
-    """
+
+class ScanDataset(Dataset):
+    """MONAI's `Dataset` of items with a ``case``; a `ScanError` says which one failed."""
 
     def _transform(self, index: int):
-        try:
+        with naming(self.data[index]):
             return super()._transform(index)
-        except Exception as error:
-            raise ScanError(self.data[index]["case"]) from error
+
+
+class CachedScanDataset(CacheDataset):
+    """MONAI's `CacheDataset` of items with a ``case``; a `ScanError` says which one failed."""
+
+    def _load_cache_item(self, idx: int):
+        with naming(self.data[idx]):
+            return super()._load_cache_item(idx)
+
+    def _transform(self, index: int):
+        with naming(self.data[index]):
+            return super()._transform(index)
 
 
 class LoadScand(MapTransform):

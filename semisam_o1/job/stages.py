@@ -144,11 +144,8 @@ def over_scans(job: Job, what: str, cases: Sequence[Case], build: Callable[[list
             evaluator.run()
         except Exception as error:
             case = _failed_on(error, evaluator, kept)
-            if case is None or case.split == "template" or any(of_the_machine(part) for part in chain(error)):
+            if not _set_aside(job, what, error, case):
                 raise
-            reason = case.scrubbed(plainly(error) or [*chain(error)][-1])
-            log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, reason)
-            job.record.fail({case.name: f"{what} failed: {reason}"})
             kept = [other for other in kept if other != case]
         else:
             return
@@ -156,21 +153,43 @@ def over_scans(job: Job, what: str, cases: Sequence[Case], build: Callable[[list
 
 def _failed_on(error: Exception, evaluator: Any, cases: Sequence[Case]) -> Case | None:
     """The case on which an evaluator failed: the dataset names it, or it was on its way through the network."""
-    named = next((part.case for part in chain(error) if isinstance(part, ScanError)), None)
     batch = getattr(evaluator.state, "batch", None)
-    name = named or (batch["case"][0] if isinstance(batch, dict) and "case" in batch else None)
-    return next((case for case in cases if case.name == name), None)
+    seen = batch["case"][0] if isinstance(batch, dict) and "case" in batch else None
+    return _named_by(error, cases) or next((case for case in cases if case.name == seen), None)
+
+
+def _named_by(error: Exception, cases: Sequence[Case]) -> Case | None:
+    """The case that a `ScanError` among an error and its causes names."""
+    named = next((part.case for part in chain(error) if isinstance(part, ScanError)), None)
+    return next((case for case in cases if case.name == named), None)
+
+
+def _set_aside(job: Job, what: str, error: Exception, case: Case | None) -> bool:
+    """Set a scan aside on which a stage failed; False if the error is no fault of a single scan of the pool."""
+    if case is None or case.split == "template" or any(of_the_machine(part) for part in chain(error)):
+        return False
+    reason = case.scrubbed(plainly(error) or [*chain(error)][-1])
+    log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, reason)
+    job.record.fail({case.name: f"{what} failed: {reason}"})
+    return True
 
 
 # Of each round.
 
 
 def train(job: Job, round: int, cases: Cases = None) -> None:
-    """Train a round; continues an interrupted training."""
-    parts = job.config.build("train", round)
-    if done := parts["state"].resume(parts["trainer"]):
-        log.info("training continues from iteration %d", done)
-    parts["trainer"].run()
+    """Train a round; continues an interrupted training. A pool scan on which it fails is set aside."""
+    while True:
+        try:
+            parts = job.config.build("train", round)
+            if done := parts["state"].resume(parts["trainer"]):
+                log.info("training continues from iteration %d", done)
+            parts["trainer"].run()
+            return
+        except Exception as error:
+            if not _set_aside(job, "training", error, _named_by(error, job.cohort.pool)):
+                raise
+            job.run_folder.round(round).training_state.unlink(missing_ok=True)  # of a training with that scan
 
 
 def lacking_model(job: Job, round: int, later: bool) -> list[Case]:

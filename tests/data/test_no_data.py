@@ -4,7 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Invertd
+from monai.data import MetaTensor
+from monai.transforms import Invertd, Orientation, Spacing
 from scipy.ndimage import zoom
 
 from semisam_o1.data.checks import find_problems
@@ -145,14 +146,22 @@ def test_a_label_is_cropped_as_its_scan_is(tmp_path):
 
 
 def test_results_are_background_where_there_is_no_data():
-    """One voxel beyond the volume its border is repeated, as voxels of two grids need not end at the same place."""
     grid = Grid(AFFINE, (23, 25, 20))
     inner = cropped(grid, INSIDE)
     shares = torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)])
     label = to_grid(shares, inner.affine, grid).argmax(0).numpy()
     expected = np.zeros(grid.shape, int)
-    expected[2:23, 4:24, 0:17] = 1
+    expected[INSIDE] = 1
     np.testing.assert_array_equal(label, expected)
+
+
+def test_the_voxels_at_the_border_of_a_coarser_volume_are_no_background():
+    """Every spacing leaves voxels beyond the centres of the outermost working voxels."""
+    for spacing in np.linspace(1.5, 9, 16):
+        scan = MetaTensor(torch.ones(1, *SHAPE), affine=torch.as_tensor(AFFINE))
+        coarse = Spacing(spacing, diagonal=True)(Orientation("RAS", labels=None)(scan))
+        shares = torch.cat([torch.zeros_like(coarse), torch.ones_like(coarse)])
+        assert to_grid(shares, np.asarray(coarse.affine), Grid(AFFINE, SHAPE)).argmax(0).all(), spacing
 
 
 def test_invertd_returns_to_the_padded_scan(tmp_path):

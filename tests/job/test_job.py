@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from semisam_o1.cli import main
+from semisam_o1.errors import chain as chain_of
 from semisam_o1.job import Job
 from semisam_o1.lock import lock_folder
 from semisam_o1.report.overlap import mean_dice
@@ -167,6 +168,36 @@ def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
 def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):
     assert main(["propagate", str(phantom_dir), "--output", str(run), *small()]) == 2
     assert "another folder" in capsys.readouterr().err and (run / "bundle" / "models" / "model.pt").is_file()
+
+
+class FailsOn:
+    """A transform that cannot read the label of one case."""
+
+    def __init__(self, name, chain):
+        self.name, self.chain = name, chain
+
+    def __call__(self, item):
+        if item["case"] == self.name:
+            raise OSError("the label cannot be read")
+        return self.chain(item)
+
+
+@pytest.mark.parametrize("name", ["phantom_01", "phantom_00"])
+def test_a_scan_on_which_training_fails_costs_one_scan(phantom_dir, tmp_path, name):
+    """The template stops the run."""
+    config = config_of(phantom_dir, tmp_path / "run")
+    chain = config["label_preprocessing"]
+    config["label_preprocessing"] = [{"_target_": f"{FailsOn.__module__}.FailsOn", "name": name, "chain": chain}]
+    job = Job(config)
+    if name == "phantom_00":
+        with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - MONAI wraps some errors
+            job.run()
+        assert any("case phantom_00 cannot be prepared" in str(part) for part in chain_of(caught.value))
+        return
+    job.run()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert list(record["set_aside"]) == [name] and "training failed: case phantom_01" in record["set_aside"][name]
+    assert [path.name for path in (tmp_path / "run" / "pseudo_labels").iterdir()] == ["phantom_02.nii.gz"]
 
 
 def test_a_scan_that_is_damaged_meanwhile_costs_one_scan(phantom_dir, tmp_path, capfd):
