@@ -78,12 +78,15 @@ def find_problems(
     templates = [case for case in cases if case.split == "template"]
     problems: list[Problem] = []
     held: set[int] = set()
-    empty: list[float] = []  # the share of the voxels without data, of each scan
+    of_template: dict[str, set[int]] = {}
+    empty: dict[str, float] = {}  # readable scan -> the share of its voxels without data
     for case in templates:
         seen = _look_into(case, reader, None, named, label_shape == "check", find_no_data)
         problems += seen.problems
         held |= seen.classes
-        empty.append(seen.without_data)
+        of_template |= {case.name: seen.classes - {0}} if seen.classes - {0} else {}
+        empty |= {} if seen.without_data is None else {case.name: seen.without_data}
+    problems += [] if binary_label else _between_templates(of_template)
     held = {min(number, 1) for number in held} if binary_label else held
     problems += _class_problems(held, num_classes)
     allowed = (held | set(range(num_classes or 0))) if len(held) > 1 and not binary_label else None
@@ -91,12 +94,26 @@ def find_problems(
         if case.split != "template":
             seen = _look_into(case, reader, allowed, named, find_no_data=find_no_data)
             problems += seen.problems
-            empty.append(seen.without_data)
-    if padded := [share for share in empty if share]:
-        found = f"padding or air of one value in {len(padded)} of {len(empty)}: {np.mean(padded):.0%} of their voxels"
-        remedy = "left out of intensities and features; find_no_data=false keeps it"
+            empty |= {} if seen.without_data is None else {case.name: seen.without_data}
+    if padded := {name: share for name, share in empty.items() if share}:
+        scans = f"{len(padded)} of {len(empty)} scans ({some(list(padded))})"
+        found = f"padding or air of one value in {scans}: {np.mean(list(padded.values())):.0%} of their voxels"
+        remedy = "nothing: it is left out of intensities and features; find_no_data=false keeps it"
         problems.append(Problem("scans", NOTE, found, "tissue", remedy))
     return Findings(problems, frozenset(held))
+
+
+def _between_templates(classes: Mapping[str, set[int]]) -> list[Problem]:
+    """Problems of templates, name -> class numbers, that do not have the same classes."""
+    problems = []
+    (first, own), *others = list(classes.items()) or [("", set())]
+    for name, found in others:
+        if found != own:
+            apart = not found & own
+            text = f"the label holds class {some(sorted(found))}; that of {first} holds {some(sorted(own))}"
+            remedy = "use the same class numbers in all templates, or name one of them with --template"
+            problems.append(Problem(name, STOPS if apart else WARNING, text, "the same classes", remedy))
+    return problems
 
 
 def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
@@ -117,11 +134,11 @@ def _class_problems(held: set[int], num_classes: int | None) -> list[Problem]:
 
 class _Seen(NamedTuple):
     """What the files of a case hold: its problems, the class numbers in its label (empty if the label is faulty), the
-    share of the voxels without data."""
+    share of the voxels without data (None if the image cannot be read)."""
 
     problems: list[Problem]
     classes: set[int]
-    without_data: float
+    without_data: float | None
 
 
 def _look_into(
@@ -138,6 +155,7 @@ def _look_into(
     scan: Stored | None = None
     held: set[int] = set()
     lacking: np.ndarray | None = None
+    without_data: float | None = None
 
     def note(findings: Iterable[Finding], what: str = "") -> None:
         problems.extend(
@@ -150,6 +168,7 @@ def _look_into(
         values, of_image = _check_image(scan)
         note([*scan.findings, *of_image])
         lacking = no_data(values) if find_no_data else None
+        without_data = 0.0 if lacking is None else float(lacking.mean())
     except Fault as fault:
         problems.append(Problem(case.name, STOPS if template else SET_ASIDE, *fault.texts))
     try:
@@ -166,7 +185,7 @@ def _look_into(
         problems.append(Problem(case.name, STOPS if template else LABEL_NOT_USED, *fault.texts))
     if not template and held == {0}:
         problems.append(Problem(case.name, NOTE, "the label is empty", "some foreground", "check whether it should be"))
-    return _Seen(problems, held, 0.0 if lacking is None else float(lacking.mean()))
+    return _Seen(problems, held, without_data)
 
 
 def _about(what: str, fault: Fault) -> Fault:
@@ -220,7 +239,9 @@ def _check_image(scan: Stored) -> tuple[np.ndarray, list[Finding]]:
         raise Fault(found, "varying intensities", "export it again")
     if not count:
         return values, []
-    return values, [Finding(NOTE, f"{count:,} NaN or infinite voxels", "finite voxels", "filled with the lowest value")]
+    return values, [
+        Finding(NOTE, f"{count:,} NaN or infinite voxels", "finite voxels", "nothing: they get the lowest value")
+    ]
 
 
 def _check_label(

@@ -210,7 +210,11 @@ def _note_leftovers(images, labels, parts, lists, problems: list[Problem]) -> No
         if names:
             found = f"{what if len(names) == 1 else f'{what}s'} {where}"
             shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            problems.append(Problem("data set", NOTE, f"{len(names)} {found}: {shown}", "none", "ignored"))
+            remedy = "nothing, if not needed"
+            like = [name for name in images if name not in labels and names[0].startswith(name)]
+            if what == "label" and like:
+                remedy += f"; if {names[0]} is of {max(like, key=len)}, rename it so"
+            problems.append(Problem("data set", NOTE, f"{len(names)} {found}: {shown}", "none", remedy))
 
 
 def _case(name: str, split: str, images, labels, problems: list[Problem]) -> Case | None:

@@ -73,6 +73,12 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> Path:
     return write_rows(path, COLUMNS, map(vars, rows))
 
 
+def warnings(problems: Iterable[Problem], most: int = MOST_LINES) -> list[str]:
+    """The warnings among ``problems`` as sentences, at most ``most``."""
+    found = [problem for problem in problems if problem.severity == WARNING]
+    return [f"case {problem.case}: {problem.found}; {problem.remedy}." for problem in found[:most]]
+
+
 def left_out(problems: Iterable[Problem]) -> bool:
     """Whether `table` leaves out problems."""
     return bool(_laid_out(problems, WIDTH)[1])
@@ -94,7 +100,7 @@ def _laid_out(problems: Iterable[Problem], width: int) -> tuple[list[str], Count
     if not rows:
         return [], Counter()
     first = min(max(len("case"), *(len(row.case) for row in rows)), 28)
-    second = max(len(row.severity) for row in rows)
+    second = max(len("effect"), *(len(row.severity) for row in rows))
     rest = width - first - second - 2 * 4
     widths = [first, second, rest * 38 // 100, rest * 26 // 100, rest - rest * 38 // 100 - rest * 26 // 100]
     lines = [("case", "effect", "found", "expected", "what to do"), tuple("-" * n for n in widths)]

@@ -194,26 +194,27 @@ def _is_dicom(path: Path) -> bool:
 def _by_channel(images: Index, known: Iterable[str], channel: int | None, problems: list[Problem]) -> Index:
     """``images`` without nnU-Net's channel in their names, if labels and lists write them so.
 
-    A number of four digits at the end of a name may also be the number of a case. It is a channel if every image has
-    one, and labels or lists have names without it, and none with it.
+    A number of four digits at the end of a name may also be the number of a case. It is a channel if a label or a list
+    has a name without it, for which there is no other image, and none has a name with it.
     """
-    parts = {name: CHANNEL.match(name) for name in images}
+    parts = {name: found for name in images if (found := CHANNEL.match(name))}
     known = set(known)
-    if not all(parts.values()) or known & set(images) or not known & {found[1] for found in parts.values() if found}:
+    without = {found[1] for found in parts.values()} & known - set(images)
+    if not without or known & set(parts):
         return images
     cases: dict[str, dict[int, list[Path]]] = {}
-    for name, paths in images.items():
-        found = parts[name]
-        assert found is not None
-        cases.setdefault(found[1], {})[int(found[2])] = paths
+    for name, found in parts.items():
+        if found[1] not in images:
+            cases.setdefault(found[1], {})[int(found[2])] = images[name]
+    others = {name: paths for name, paths in images.items() if name not in parts or parts[name][1] in images}
     numbers = sorted({number for found in cases.values() for number in found})
     if channel is None and len(numbers) > 1:
         shown = some([f"_{number:04d}" for number in numbers])
         remedy = f"choose one: --set channel={numbers[0]}"
         problems.append(Problem("data set", STOPS, f"several channels per scan: {shown}", "one channel", remedy))
-        return {name: paths for name, found in cases.items() for paths in [next(iter(found.values()))]}
+        return others | {name: next(iter(found.values())) for name, found in cases.items()}
     wanted = numbers[0] if channel is None else channel
     lacking = [name for name, found in cases.items() if wanted not in found]
     expected = "the channel of the other scans"
     problems += [Problem(name, WARNING, f"no channel _{wanted:04d}", expected, "add it") for name in lacking]
-    return {name: found[wanted] for name, found in cases.items() if wanted in found}
+    return others | {name: found[wanted] for name, found in cases.items() if wanted in found}

@@ -89,7 +89,7 @@ def _unreadable(error: Exception) -> Fault:
         return Fault("a compression that this installation cannot read", "gzip, lzf or none", remedy)
     if isinstance(error, PermissionError):
         return Fault("a file that may not be read", "permission to read it", "change its permissions")
-    return damaged(type(error).__name__)
+    return damaged(error)
 
 
 def _some(file: h5py.File) -> str:

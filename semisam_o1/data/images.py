@@ -45,8 +45,9 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
     cases: dict[str, Case] = {}
     paths = [Path(path).expanduser() for path in ([images] if isinstance(images, (str, Path)) else images)]
     for path in itertools.chain.from_iterable(image_files(path) if path.is_dir() else [path] for path in paths):
-        if not path.is_file() or format_of(path) is None:
-            found = "no such file" if not path.is_file() else "an unknown format"
+        there = path.is_file() or path.is_symlink()  # the check of a link that leads nowhere says so
+        if not there or format_of(path) is None:
+            found = "an unknown format" if there else "no such file"
             raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
         name = case_name(path)
         if not is_name(name):
@@ -78,5 +79,7 @@ def readable_cases(
     if problems:
         log.warning("%s", table(problems))
     if cases and not found:
-        raise DatasetError(f"None of the {len(cases)} images can be read.")
+        raise DatasetError(
+            "The image cannot be used." if len(cases) == 1 else f"None of the {len(cases)} images can be used."
+        )
     return found

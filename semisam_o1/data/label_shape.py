@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import label as components
 
 from semisam_o1.data.findings import NOTE, STOPS, WARNING, Finding
+from semisam_o1.data.labels import some
 
 THIN = 3  # a run of slices is too thin for its section if that is this many times as wide as the run is thick
 FLAT = 0.6  # one end is cut flat if its section has this share of the largest
@@ -50,16 +51,20 @@ def shape_findings(label: np.ndarray, spacing: Sequence[float] | np.ndarray, nam
 
     ``names``: class number -> name, for messages.
     """
-    findings = []
+    findings: list[Finding] = []
+    sparse: dict[tuple[str, str], list[str]] = {}
     numbers = [int(n) for n in np.flatnonzero(np.bincount(label.ravel())) if n]
     for number in numbers:
         mask = label == number
         name = names.get(number, f"class {number}")
         if found := _sparse(mask, spacing):
             remedy = f"outline every slice, or interpolate between them; {TRUST}"
-            findings.append(Finding(STOPS, f"{name} is outlined on {found}", "a label of the whole structure", remedy))
+            sparse.setdefault((found, remedy), []).append(name)
         elif pieces := _pieces(mask):
             findings.append(pieces._replace(found=f"{name} is in {pieces.found}"))
+    for (found, remedy), alike in sparse.items():
+        text = f"{some(alike)} {'is' if len(alike) == 1 else 'are'} outlined only on {found}"
+        findings.append(Finding(STOPS, text, "a label of the whole structure", remedy))
     if numbers and all(finding.severity != STOPS for finding in findings):
         findings += _cut(_largest(label > 0), spacing)
     return findings
@@ -93,7 +98,7 @@ def _sparse(mask: np.ndarray, spacing: Sequence[float] | np.ndarray) -> str:
                 f"every {_nth(int(steps[0]))}" if len(steps) == 1 and len(runs) > 2 else f"{len(found.places)} single"
             )
             slices = "slice" if often.startswith("every") else "slices"
-            return f"{often} {slices} along the {AXES[found.axis]} axis alone"
+            return f"{often} {slices} along the {AXES[found.axis]} axis"
     return ""
 
 

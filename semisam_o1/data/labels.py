@@ -87,7 +87,11 @@ def _whole(values: np.ndarray) -> tuple[np.ndarray, list[Finding]]:
     if low < 0 or high > HIGHEST:
         found = f"the label holds class {low if low < 0 else high:.0f}"
         raise Fault(found, f"class numbers from 0 to {HIGHEST:,}", "write the background as 0, classes as 1, 2, ...")
-    rounded = [Finding(NOTE, "values just beside whole numbers", "whole numbers", "rounded")] if off.any() else []
+    rounded = (
+        [Finding(NOTE, "values just beside whole numbers", "whole numbers", "nothing: they are rounded")]
+        if off.any()
+        else []
+    )
     return whole.astype(np.int32), rounded
 
 
@@ -97,7 +101,11 @@ def _by_name(
     """``values`` with the class number of each segment's name in place of the segment's value."""
     held = {int(n) for n in np.unique(values)} - {0}
     if classes is None:
-        return values, [Finding(NOTE, "named segments, but no classes.json", "classes.json", "taken by their values")]
+        return values, [
+            Finding(
+                NOTE, "named segments, but no classes.json", "classes.json", "nothing, if the values are the classes"
+            )
+        ]
     numbers = {_plain(name): number for number, name in classes.items()}
     if unknown := [
         segments.get(value, f"value {value}") for value in sorted(held) if not _known(value, segments, numbers)
@@ -130,7 +138,9 @@ def _placed(values: np.ndarray, own: Grid, scan: Stored, cropped: bool) -> tuple
     if own.shape == grid.shape and corner_distance(own, grid) <= AFFINE_TOLERANCE:
         return values, []
     turned, grid_of_turned = _reordered(values, own, grid)
-    findings = [Finding(NOTE, "axes in another order than the scan's", "the scan's order", "put right")]
+    findings = [
+        Finding(NOTE, "axes in another order than the scan's", "the scan's order", "nothing: the axes are reordered")
+    ]
     findings = findings if turned is not values else []
     if turned.shape == grid.shape and corner_distance(grid_of_turned, grid) <= AFFINE_TOLERANCE:
         return turned, findings
@@ -142,10 +152,12 @@ def _placed(values: np.ndarray, own: Grid, scan: Stored, cropped: bool) -> tuple
     if scan.other is not None and turned.shape == grid.shape:
         name, affine = scan.other
         if corner_distance(own, Grid(affine, grid.shape)) <= AFFINE_TOLERANCE:
-            found = f"the label lies on the scan's {name}, {distance:.3g} voxels off: the scan's two forms differ"
-            raise Fault(found, "a label on the form that is taken", f"--set nifti_form={name}, or repair the header")
-    found = f"the label's affine differs, by {distance:.3g} voxels"
-    raise Fault(found, f"at most {AFFINE_TOLERANCE:g}", "draw or resample it on the image")
+            found = f"the label lies {distance:.3g} voxels off, but fits the scan's {name}, which is not used"
+            raise Fault(
+                found, "a label on the form in use", f"repair the header, or --set nifti_form={name} (all scans)"
+            )
+    found = f"the label's grid lies {distance:.3g} voxels from the image's"
+    raise Fault(found, f"at most {AFFINE_TOLERANCE:g} voxels", "draw or resample it on the image")
 
 
 def _reordered(values: np.ndarray, own: Grid, grid: Grid) -> tuple[np.ndarray, Grid]:

@@ -178,7 +178,7 @@ def _loaded(path: Path) -> Any:
             raise _odd_type("unknown") from error
         raise damaged("header") from error
     except (EOFError, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise damaged(type(error).__name__) from error
+        raise damaged(error) from error
 
 
 def _half() -> Fault:
@@ -220,7 +220,7 @@ def _voxels(image: Any) -> np.ndarray:
             while file.read(1 << 20):
                 pass
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise damaged("checksum" if "CRC" in str(error) else type(error).__name__) from error
+        raise damaged("checksum" if "CRC" in str(error) else error) from error
     return values
 
 
@@ -260,7 +260,7 @@ def _form_findings(header: Any, found: Forms, taken: str, grid: Grid) -> list[Fi
         if not distance <= ROUNDING:
             skew = "; the sform is sheared" if shear else ""
             text = f"sform and qform differ by {distance:.3g} voxels{skew}; the {taken} is taken"
-            remedy = f"compare with your viewer; --set nifti_form={other} takes the other"
+            remedy = f"compare with your viewer; repair the header, or --set nifti_form={other} (all scans)"
             findings.append(Finding(WARNING, text, "forms that agree", remedy))
     if taken == "sform":
         sizes = np.abs(np.asarray(header["pixdim"][1:4], float)) * _units(header)[1]

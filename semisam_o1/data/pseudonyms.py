@@ -61,7 +61,9 @@ class Pseudonyms:
         return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: self.key[found[1]], text) if names else text
 
     def problem(self, problem: Problem) -> Problem:
-        return replace(problem, case=self.text(problem.case), found=self.text(problem.found))
+        return replace(
+            problem, case=self.text(problem.case), found=self.text(problem.found), remedy=self.text(problem.remedy)
+        )
 
 
 def refuse_key_in(folder: Path, key: str | Path) -> None:

@@ -72,7 +72,7 @@ class ScanReader(ImageReader):
         except (FileNotFoundError, PermissionError):
             raise
         except Exception as error:  # readers raise many kinds of errors on a damaged file
-            raise damaged(type(error).__name__) from error
+            raise damaged(error) from error
 
     def grid(self, path: str | Path, label: bool = False) -> Grid:
         """Affine and shape of a scan, from its header."""
@@ -143,7 +143,7 @@ def _open_with_itk(path: Path) -> Stored:
     try:
         array, meta = reader.get_data(reader.read(str(path)))
     except Exception as error:  # ITK and MONAI raise many kinds
-        raise damaged(type(error).__name__) from error
+        raise damaged(error) from error
     grid = Grid(np.asarray(meta["affine"], float), tuple(int(n) for n in meta["spatial_shape"]))
     return Stored(grid, lambda: array)
 

@@ -58,8 +58,10 @@ class Stored:
         return np.ascontiguousarray(self.read().reshape(self.grid.shape), dtype=np.float32)
 
 
-def damaged(why: str) -> Fault:
-    """``why``: a few words without paths or text of the header."""
+def damaged(why: str | Exception) -> Fault:
+    """``why``: a few words without paths or text of the header, or what a reader raised."""
+    if isinstance(why, Exception):
+        why = "it ends too early" if isinstance(why, EOFError) else f"the reader's {type(why).__name__}"
     return Fault(f"truncated or damaged ({why})", *DAMAGED)
 
 
@@ -71,7 +73,9 @@ def sniff(path: Path) -> bytes:
     """
     if path.is_symlink() and not path.exists():
         raise Fault(
-            "a link to a file that is not there", "the file itself", "fetch it, e.g. git annex get or datalad get"
+            "a link to a file that is not there",
+            "the file itself",
+            "copy the file to where the link points (git annex get, datalad get), or put it here",
         )
     with path.open("rb") as file:
         start = file.read(512)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
-from semisam_o1.data.findings import left_out, table, write_problems
+from semisam_o1.data.findings import left_out, table, warnings, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
@@ -124,9 +124,10 @@ class Job:
     def finish(self) -> None:
         """Write the final labels, metrics, review list, trained bundle and report."""
         run, record = self.run_folder, self.record
-        record.warnings = selection.doubts(run, record.best_round)
-        for doubt in record.warnings:
+        doubts = selection.doubts(run, record.best_round)
+        for doubt in doubts:
             log.warning(doubt)
+        record.warnings = [*doubts, *warnings(self.cohort.problems)]
         with self._stopwatch("evaluation"):
             cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.best_round)
             results.hand_out(folder, run, cases)
@@ -211,10 +212,11 @@ class Job:
             journal.begin()
         recover(self.run_folder)
         self.record.write()
-        if left_out(self.cohort.problems):
+        if self.cohort.problems:
             with self.run_folder.ledger.writing(self.run_folder.problems) as aside:
                 write_problems(aside, self.cohort.problems)
-            log.warning("all problems of the data set: %s", self.run_folder.problems)
+            if left_out(self.cohort.problems):
+                log.warning("all problems of the data set: %s", self.run_folder.problems)
         return journal
 
     def _tell_of_scans(self, journal: Journal) -> None:

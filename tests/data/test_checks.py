@@ -8,7 +8,7 @@ from semisam_o1.data.checks import check_case, find_problems
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.findings import LABEL_NOT_USED, NOTE, SET_ASIDE, STOPS, Problem, left_out, table
 from semisam_o1.types import Case, DatasetError
-from tests.data.studies import SHAPE, halve, image_of, label_of, organ, with_value, write_nifti
+from tests.data.studies import SHAPE, halve, image_of, label_of, organ, study, with_value, write_nifti
 
 
 def test_all_problems_come_in_one_table(root):
@@ -61,3 +61,20 @@ def test_fifty_lines_of_a_kind_are_printed_and_the_rest_is_left_out(found):
     shown = sum(f"case_{number:02d}" in table(problems) for number in range(50))
     assert len(table(problems).splitlines()) <= 2 + 50 + 2
     assert left_out(problems) == (shown < 50) == (f"{50 - shown} more of: note" in table(problems)) == (found != "f")
+
+
+def test_templates_without_a_common_class_stop(tmp_path):
+    """Two people's labels of one structure, as 1 and as 17."""
+    study(tmp_path, "sta", "st")
+    write_nifti(label_of(tmp_path, "t"), np.uint8(17) * (organ() > 0))
+    with pytest.raises(DatasetError, match="(?s)holds class 17;.*that of s"):
+        open_cohort(tmp_path)
+    assert open_cohort(tmp_path, binary_label=True).num_classes == 2
+
+
+def test_templates_with_some_classes_in_common_are_a_warning(tmp_path):
+    study(tmp_path, "sta", "st")
+    write_nifti(label_of(tmp_path, "t"), (organ() > 0).astype(np.uint8))
+    (found,) = [problem for problem in open_cohort(tmp_path).problems if "that of s" in problem.found]
+    assert (found.case, found.severity) == ("t", "warning")
+    assert found.found == "the label holds class 1; that of s holds 1, 2"

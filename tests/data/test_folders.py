@@ -142,3 +142,24 @@ def test_predict_takes_a_folder(run, phantom_dir, tmp_path, capsys, caplog):
     (tmp_path / "none").mkdir()
     assert main(["predict", str(tmp_path / "none"), "--run", str(run), "--output", str(out), "--device", "cpu"]) == 2
     assert "no image" in capsys.readouterr().err
+
+
+def test_a_channel_in_one_name_alone_is_matched(tmp_path):
+    """Beside images without one: as a set grows, people export in several ways."""
+    study(tmp_path, ("t_0000", "b", "c_12_0000"), ("t",))
+    found = open_cohort(tmp_path)
+    assert sorted(case.name for case in found.pool) == ["b", "c_12"]
+    assert found.templates[0].image.name == "t_0000.nii.gz"
+
+
+def test_two_channels_beside_plain_names_are_refused(tmp_path):
+    study(tmp_path, ("t_0000", "t_0001", "b"), ("t",))
+    with pytest.raises(DatasetError, match="several channels per scan"):
+        open_cohort(tmp_path)
+    assert open_cohort(tmp_path, channel=1).templates[0].image.name == "t_0001.nii.gz"
+
+
+def test_a_label_with_more_in_its_name_than_an_image_is_told(tmp_path):
+    study(tmp_path, ("t", "b"), ("t", "b_seg"))
+    (note,) = [problem for problem in open_cohort(tmp_path).problems if "without an image" in problem.found]
+    assert note.remedy == "nothing, if not needed; if b_seg is of b, rename it so"

@@ -36,7 +36,7 @@ def severities(label, spacing=ONE):
 def test_every_nth_slice(axis, every, said):
     found = shape_findings(slices(BALL, axis, range(6, 35, every)), ONE, {1: "organ"})
     assert [finding.severity for finding in found] == [STOPS]
-    assert found[0].found.startswith(f"organ is outlined on {said}") and "label_shape=trust" in found[0].remedy
+    assert found[0].found.startswith(f"organ is outlined only on {said}") and "label_shape=trust" in found[0].remedy
 
 
 def test_single_slices_far_from_each_other():

@@ -206,7 +206,7 @@ def test_it_is_said_in_how_many_scans_it_was_found(tmp_path):
     share = 1 - np.prod(SHAPE) / padded(tissue(), 0).size
     (note,) = find_problems(cases).problems
     assert (note.case, note.severity) == ("scans", "note")
-    assert note.found == f"padding or air of one value in 1 of 2: {share:.0%} of their voxels"
+    assert note.found == f"padding or air of one value in 1 of 2 scans (t): {share:.0%} of their voxels"
     assert find_problems(cases, find_no_data=False).problems == []
 
 

@@ -215,3 +215,21 @@ def test_a_scan_that_is_damaged_meanwhile_costs_one_scan(phantom_dir, tmp_path, 
         else:
             with pytest.raises(Exception, match="cannot be prepared|damaged"):
                 job.run()
+
+
+@pytest.mark.slow
+def test_warnings_of_the_data_set_stay_with_the_run(phantom_dir, tmp_path):
+    """Two forms that differ: said in problems.csv, run.json and the report, not in the terminal alone."""
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    path = data / "images" / "phantom_01.nii.gz"
+    image = nibabel.load(path)
+    moved = image.affine.copy()
+    moved[0, 3] += 5
+    image.set_sform(image.affine, 1)
+    image.set_qform(moved, 1)
+    image.to_filename(path)
+    assert main(["propagate", str(data), "--output", str(tmp_path / "run"), "--device", "cpu", *small()]) == 0
+    (found,) = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
+    assert found.startswith("case phantom_01: sform and qform differ")
+    assert "phantom_01" in (tmp_path / "run" / "problems.csv").read_text()
+    assert "sform and qform differ" in (tmp_path / "run" / "report.html").read_text()

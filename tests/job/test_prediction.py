@@ -125,7 +125,12 @@ def test_predict_leaves_out_what_cannot_be_read(run, phantom_dir, tmp_path, caps
     said = capsys.readouterr()
     assert "not compressed" in " ".join((said.err + said.out).split())
     assert "left out, 1 of 2: bad" in said.err
-    assert main([*command, str(bad)]) == 2 and "None of the 1 images can be read" in capsys.readouterr().err
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    shutil.copy(good, folder)
+    (folder / "gone.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    assert main([*command, str(folder)]) == 1 and "left out, 1 of 2: gone" in capsys.readouterr().err
+    assert main([*command, str(bad)]) == 2 and "The image cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.slow

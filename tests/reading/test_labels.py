@@ -62,7 +62,7 @@ def test_another_order_of_axes_is_put_right(tmp_path_factory, order, flips):
 
 def test_a_label_on_the_other_form_is_told_which(tmp_path):
     scan = ScanReader().open(write_nifti(tmp_path / "scan.nii", PLAIN, TURNED, (2, 1)))
-    with pytest.raises(Fault, match="lies on the scan's sform.*nifti_form=sform"):
+    with pytest.raises(Fault, match="fits the scan's sform, which is not used.*nifti_form=sform"):
         read_label(save(tmp_path / "l.nii", LABEL, PLAIN), ScanReader(), scan)
     scan = ScanReader(nifti_form="sform").open(tmp_path / "scan.nii")
     assert read_label(tmp_path / "l.nii", ScanReader(nifti_form="sform"), scan).findings == ()
