@@ -16,7 +16,17 @@ import torch.nn.functional as F
 
 from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, centred_points, principal, register, sample
+from semisam_o1.round_0.alignment import (
+    CHANNELS,
+    AffineMap,
+    align,
+    centred_points,
+    finest,
+    principal,
+    register,
+    sample,
+    sharpen,
+)
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a token if its share in the warped label exceeds this within reach
@@ -103,6 +113,13 @@ def label_radius(label: Probabilities) -> float:
     return float((3 * (1 - label[0]).sum().clamp(min=1) / (4 * np.pi)) ** (1 / 3))
 
 
+def class_radius(label: Probabilities) -> float:
+    """The geometric mean over the foreground classes of the radius, in tokens, of a ball of their volume."""
+    volumes = label[1:].sum((1, 2, 3))
+    volumes = volumes[volumes > 0].clamp(min=1)
+    return float((3 * volumes / (4 * np.pi)).log().mean().div(3).exp()) if len(volumes) else label_radius(label)
+
+
 def reach_of(mask: torch.Tensor, tokens: int) -> torch.Tensor:
     """Dilate ``mask`` (C, H, W, D) by a cube that reaches ``tokens`` to each side."""
     values = mask.float()
@@ -123,14 +140,17 @@ def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> 
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 
-def emphasis(label: Probabilities) -> torch.Tensor:
-    """Weight of the descriptor distance at each token of ``label`` (num_classes, H', W', D'): 1.5 near it, else 0.2.
+def near(label: Probabilities) -> torch.Tensor:
+    """The tokens (H', W', D') within 0.4 label radii of a foreground class of ``label`` (num_classes, H', W', D')."""
+    return reach_of(label[1:].sum(0, keepdim=True) > 0.5, max(1, round(0.4 * label_radius(label))))[0]
 
-    Near means within 0.4 label radii of a foreground class. The low weight elsewhere still constrains the displacement
-    field.
+
+def emphasis(label: Probabilities) -> torch.Tensor:
+    """Weight of the descriptor distance at each token of ``label``: 1.5 `near` it, else 0.2.
+
+    The low weight elsewhere still constrains the displacement field.
     """
-    close = reach_of(label[1:].sum(0, keepdim=True) > 0.5, max(1, round(0.4 * label_radius(label))))[0]
-    return torch.where(close, 1.5, 0.2)
+    return torch.where(near(label), 1.5, 0.2)
 
 
 def nearest(
@@ -146,6 +166,7 @@ def nearest(
     alignment: bool = True,
     deformation: bool = True,
     emphasised: bool = True,
+    sharp: bool = True,
     seed: int = 0,
 ) -> Propagated:
     """The warped template label, averaged near its borders with a vote of the most similar template tokens.
@@ -158,13 +179,14 @@ def nearest(
     Args:
         references, scan: on grids of ``step_mm`` mm; turns: one per reference, see `align`.
         neighbours: number of voting tokens; 0 for no vote.
-        position_weight: weight of a distance of one label radius, relative to a descriptor distance.
-        band: half-width of the band around the border, in label radii.
+        position_weight: weight of a distance of one class radius, relative to a descriptor distance.
+        band: half-width of the band around the border, in class radii.
         max_references: largest number of voting template tokens near the label, drawn with ``seed``.
         channels: number of principal components of the template's descriptors.
         alignment, deformation: False leaves the step out; without alignment, the template's grid is stretched over the
             scan's.
         emphasised: weight the distance near the label more, see `emphasis`.
+        sharp: align large grids at full resolution near the label, see `sharpen`.
     """
     results, residuals, maps, places = [], [], [], []
     for reference, turn in zip(references, turns or [None] * len(references), strict=True):
@@ -175,6 +197,8 @@ def nearest(
             weight = emphasis(reference.label) if emphasised else None
             to_template, displacement, residual = register(moving, fixed, step_mm, turn, seed, weight=weight)
             points = to_template(points) + displacement
+            if sharp and finest(moving) > 1:
+                points = sharpen(moving, fixed, step_mm, points, emphasis(reference.label), near(reference.label))
         elif alignment:
             to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)[0]
             points = to_template(points)
@@ -211,7 +235,7 @@ def border_vote(
     seed: int,
 ) -> Probabilities:
     """``carried`` with the band around its borders replaced by the vote of `nearest`; ``points`` in template mm."""
-    radius = label_radius(reference.label)
+    radius = class_radius(reference.label)
     reach = max(1, round(band * radius))
     close = reach_of(carried > PRESENT, reach).sum(0) >= 2
     asked = close.flatten().nonzero()[:, 0]

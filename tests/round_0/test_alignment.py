@@ -21,6 +21,7 @@ from semisam_o1.round_0.alignment import (
     register,
     rotation,
     sample,
+    sharpen,
     smoothed,
     turn_between,
 )
@@ -320,3 +321,37 @@ def test_a_grid_of_few_tokens_is_deformed_all_the_same():
     template = smooth_volume(16, (5, 6, 3))
     found, _ = deform(template, template, STEP, AffineMap(torch.eye(3), torch.zeros(3)))
     assert found.shape == (5, 6, 3, 3) and found.isfinite().all()
+
+
+def fine_waves(points, mm=1.5):
+    """A displacement too fine for half of the resolution: (H, W, D, 3) mm."""
+    return mm * torch.stack([torch.sin(2 * torch.pi * points[..., (axis + 1) % 3] / 16) for axis in range(3)], -1)
+
+
+def test_sharpen_finds_a_fine_displacement_where_the_detail_matters():
+    template, points = smooth_volume(17), centred_points(SIDES, STEP)
+    truth = fine_waves(points)
+    scan = seen_at(template, points + truth)
+    near = torch.zeros(SIDES, dtype=torch.bool)
+    near[:6] = True
+    found = sharpen(template, scan, STEP, points, torch.ones(SIDES), near)
+    inner = (slice(1, 5), slice(3, -3), slice(3, -3))
+    error, before = ((field - points - truth)[inner].norm(dim=-1).mean() for field in (found, points))
+    assert error < 0.75 * before
+    np.testing.assert_array_equal(found[12:], points[12:])  # 4 tokens around what is near, and no more
+    np.testing.assert_array_equal(sharpen(template, scan, STEP, points, torch.ones(SIDES), near & False), points)
+
+
+def test_sharpen_adds_to_what_was_found():
+    """A scan moved by 3 mm, of which the points know: a stiff field leaves them as they are."""
+    template, points = smooth_volume(18), centred_points(SIDES, STEP) + torch.tensor([3.0, 0, 0])
+    scan = seen_at(template, points)
+    everywhere = torch.ones(SIDES, dtype=torch.bool)
+    found = sharpen(template, scan, STEP, points, torch.ones(SIDES), everywhere)
+    inner = (slice(2, -4), slice(2, -2), slice(2, -2))
+    assert (found - points)[inner].norm(dim=-1).mean() < 0.15 * STEP
+    stiff, loose = (
+        sharpen(template, smooth_volume(19), STEP, points, torch.ones(SIDES), everywhere, stiffness=stiffness) - points
+        for stiffness in (100.0, 0.01)
+    )
+    assert stiff.diff(dim=0).square().mean() < 0.1 * loose.diff(dim=0).square().mean()

@@ -10,7 +10,8 @@ from scipy.ndimage import binary_dilation, zoom
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind import mind
 from semisam_o1.round_0 import propagation
-from semisam_o1.round_0.propagation import Reference, class_prototypes, label_radius, reach_of
+from semisam_o1.round_0.alignment import centred_points
+from semisam_o1.round_0.propagation import Reference, class_prototypes, class_radius, label_radius, reach_of
 
 SHAPE, STEP = (18, 17, 16), 2.6
 
@@ -153,6 +154,33 @@ def test_label_radius_is_that_of_the_ball_as_large():
     ball = (np.linalg.norm(points, axis=-1) <= 10).astype(int)
     assert label_radius(one_hot(ball, 2)) == pytest.approx(10, rel=0.02)
     assert label_radius(one_hot(np.zeros((4, 4, 4), int))) > 0  # nothing there: still a number to divide by
+
+
+def test_class_radius_is_the_geometric_mean_of_the_classes():
+    label = torch.zeros(4, 30, 30, 30)
+    label[1, :4, :4, :4], label[2, 10:26, 10:26, 10:26] = 1, 1  # a class of 4^3, one of 16^3, one without a voxel
+    label[0] = 1 - label.sum(0)
+    assert class_radius(label) == pytest.approx(8 * (3 / (4 * math.pi)) ** (1 / 3))
+    alone = torch.stack([1 - label[1], label[1]])
+    assert class_radius(alone) == pytest.approx(label_radius(alone))
+    assert class_radius(one_hot(np.zeros((4, 4, 4), int))) > 0
+
+
+@pytest.mark.slow
+def test_a_large_grid_is_aligned_at_full_resolution():
+    """A ball of 60 tokens a side whose surface is waved: `deform` stops at half of the resolution."""
+    shape = (52, 52, 52)
+    points = centred_points(shape, 1.0)
+    waves = torch.stack([torch.sin(2 * torch.pi * points[..., (axis + 1) % 3] / 9) for axis in range(3)], -1)
+    radius = (points.norm(dim=-1), (points + 1.5 * waves).norm(dim=-1))
+    image, other = (torch.sigmoid(2 * (16 - r)) for r in radius)
+    noise = 0.05 * torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    encoder = mind(dilations=(1,), boxes=(3,))
+    template, scan = (encoder((v + n)[None, None] * 4)[0] for v, n in zip((image, other), noise))
+    reference = Reference(template, one_hot((radius[0] < 16).long().numpy(), 2))
+    truth = (radius[1] < 16).numpy()
+    found = {sharp: nearest([reference], scan, 1.0, neighbours=0, sharp=sharp) for sharp in (False, True)}
+    assert dice(found[True], truth, 1) > dice(found[False], truth, 1) + 0.005
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4])
