@@ -18,6 +18,7 @@ from semisam_o1.types import Case, DatasetError, UserError
 
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 3  # of a run folder; folders with another layout are rejected
+VOTE = "vote.json"  # in round 0's work files: whether the vote near borders is dropped
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
@@ -135,7 +136,15 @@ class RoundFolder:
             maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
-        for path in [self.model, self.training_state, self.refinement, self.quality.path, self.uncertainty.path]:
+        choice = self.work("first").folder / VOTE
+        for path in [
+            self.model,
+            self.training_state,
+            self.refinement,
+            self.quality.path,
+            self.uncertainty.path,
+            choice,
+        ]:
             remove(path)
         for copy in self.path.glob(f"{self.path.name.replace('_', '')}_*.pth"):
             remove(copy)

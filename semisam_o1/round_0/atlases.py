@@ -17,6 +17,7 @@ from semisam_o1.round_0.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
 SHARPNESS = 3.0  # of the weights; an atlas at the mean local distance has exp(-3) times the weight of one at distance 0
+OWN = 2.0  # weight of the scan's own label relative to the best atlas
 
 
 class Atlas(NamedTuple):
@@ -62,10 +63,11 @@ def fuse(
     """Fuse the scan's own label with its atlases' labels, and the latter alone: (num_classes, H', W', D') each.
 
     An atlas has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
-    tokens. The scan's own label has the weight of the best atlas at each token.
+    tokens. The scan's own label comes from the template itself, the others come by way of another scan, so it has
+    `OWN` times the weight of the best atlas at each token.
     """
     local = F.avg_pool3d(F.pad(torch.stack(list(mismatches))[:, None], (2,) * 6, mode="replicate"), 5, 1)[:, 0]
     weights = torch.exp(-SHARPNESS * local / local.mean().clamp(min=1e-12))
     others = torch.einsum("nhwd,nchwd->chwd", weights, torch.stack(list(carried)))
-    best, total = weights.amax(0), weights.sum(0)
+    best, total = OWN * weights.amax(0), weights.sum(0)
     return (others + best * own) / (total + best), others / total

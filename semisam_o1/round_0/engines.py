@@ -25,11 +25,19 @@ from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.data.transforms import label_chain
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
-from semisam_o1.round_0.passes import Alignment, FirstPass, Fused
+from semisam_o1.round_0.passes import Alignment, FirstPass, Fused, settle_vote
 from semisam_o1.round_0.propagation import Propagated, Reference, copy
-from semisam_o1.round_0.quality import Quality, WayBack, back_propagate, estimate_quality
+from semisam_o1.round_0.quality import (
+    Quality,
+    WayBack,
+    back_propagate,
+    estimate_quality,
+    hard,
+    reverse_consistency,
+)
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case, Probabilities, UserError
 from semisam_o1.uncertainty import entropy, predictive_entropy
@@ -91,8 +99,8 @@ def write_results(
     """Write label and confidence of one case on the scan's own grid; returns the mean uncertainty there.
 
     ``numbers``: the class number of each channel. Probabilities are interpolated linearly between tokens and constant
-    beyond the outermost tokens. With ``published``, each voxel has the probabilities of its token, and voxels outside
-    of all tokens are background.
+    as far as the outermost tokens reach (see `to_grid`). With ``published``, each voxel has the probabilities of its
+    token, and voxels outside of all tokens are background.
     """
     if published:
         probabilities = to_grid(probabilities, found.affine, found.scan, "nearest", "zeros")
@@ -141,6 +149,7 @@ def first_pass_engine(
     output_dir: str | Path,
     handlers: Sequence = (),
     published: bool = False,
+    guard: bool = False,
 ) -> Engine:
     """Propagate the templates' label to each case with ``propagate``, a function of the module `propagation`.
 
@@ -148,7 +157,8 @@ def first_pass_engine(
     descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to the
     best template is used, or, if nothing was aligned, the one with the lower entropy. Writes labels, confidences (the
     highest probability) and copied labels of round 0 of the run ``output_dir``. Cases with a record in ``work/`` are
-    skipped. ``published``: see `write_results`.
+    skipped. ``published``: see `write_results`. ``guard``: also align back, and drop the vote near borders for the
+    whole pool if labels are less consistent with it, see `settle_vote`.
     """
     templates = templates_of(store, cohort, published)
     references = [template.reference for template in templates]
@@ -160,7 +170,7 @@ def first_pass_engine(
         )
     bases = [principal(reference.tokens, CHANNELS) for reference in references]
     folder, stored = RunFolder(output_dir).round(0), store.frame("stored")
-    records = folder.work("first")
+    records, back = folder.work("first"), folder.work("back")
 
     def process(case: Case) -> float:
         made = (folder.label(case.name), folder.copied(case.name))
@@ -183,17 +193,33 @@ def first_pass_engine(
         write_label(folder.copied(case.name), floor.argmax(0).numpy(), case.image, found.scan, cohort.class_numbers)
         uncertainty = write_results(folder, case, result.probabilities, found, cohort.class_numbers, published)
         best = templates[result.best].name if result.maps else ""
-        FirstPass(result.probabilities, frame, best, result.residual, uncertainty, result.points, alignments).save(
-            records, case.name
-        )
+        gain, without = None, None
+        if guard and result.maps and result.without_vote is not None:
+            template, without = templates[result.best], result.without_vote
+            way = save_way_back(back, case, found, frame, [template])
+            both = (
+                reverse_consistency(hard(p), template.reference, way, found.step_mm)
+                for p in (result.probabilities, without)
+            )
+            gain = next(both) - next(both)
+        FirstPass(
+            result.probabilities, frame, best, result.residual, uncertainty, result.points, alignments, without, gain
+        ).save(records, case.name)
         return uncertainty
 
     engine = case_engine(process, "propagation", handlers)
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        values = {name: {"uncertainty": value} for name, value in engine.state.values.items()}
-        folder.uncertainty.write(folder.uncertainty.read() | values)
+        values = dict(engine.state.values)
+        if guard and settle_vote(records, values):
+            log.info("no vote near borders: labels are more consistent without it")
+            for name in values:
+                first = FirstPass.load(records, name, "frame", "probabilities")
+                found = store.frame(first.frame).load(name)
+                case = cohort.case(name)
+                values[name] = write_results(folder, case, first.probabilities, found, cohort.class_numbers)
+        folder.uncertainty.write(folder.uncertainty.read() | {name: {"uncertainty": v} for name, v in values.items()})
 
     return engine
 
@@ -290,7 +316,8 @@ class QualityEstimate:
         first = FirstPass.load(self.records, case.name, "frame", "residual", "template")
         found = self.store.frame(first.frame).load(case.name)
         if not self.back.path(case.name).exists():
-            self._go_back(case, found, first)
+            templates = [self.templates[name] for name in ([first.template] if first.template else self.templates)]
+            save_way_back(self.back, case, found, first.frame, templates)
         name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
         way, template = WayBack(points, float(residual)), self.templates[name]
         shares = reference(case, found, self.cohort, label).label
@@ -301,18 +328,16 @@ class QualityEstimate:
             distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
         return estimate_quality(template.reference, shares, propagated, way, found.step_mm, float(distance))
 
-    def _go_back(self, case: Case, found: Features, first: FirstPass) -> None:
-        """Store the reverse alignment; if the first pass aligned nothing, of the template with the least distance."""
-        ways = {}
-        for name in [first.template] if first.template else self.templates:
-            template = self.templates[name]
-            turn = None
-            if first.frame == "world":
-                turn = turn_between(template.features.scan.affine, found.scan.affine)
-            ways[name] = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
-        best = min(ways, key=lambda name: ways[name].residual)
-        small = {"residual": ways[best].residual, "template": best}
-        self.back.save(case.name, {"points": ways[best].points}, small)
+
+def save_way_back(folder: WorkFiles, case: Case, found: Features, frame: str, templates: Sequence[Template]) -> WayBack:
+    """Store and return the reverse alignment from the one of ``templates`` with the smallest descriptor distance."""
+    ways = {}
+    for template in templates:
+        turn = turn_between(template.features.scan.affine, found.scan.affine) if frame == "world" else None
+        ways[template.name] = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
+    best = min(ways, key=lambda name: ways[name].residual)
+    folder.save(case.name, {"points": ways[best].points}, {"residual": ways[best].residual, "template": best})
+    return ways[best]
 
 
 def quality_engine(

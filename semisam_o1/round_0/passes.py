@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
-from semisam_o1.files import WorkFiles
+from semisam_o1.files import WorkFiles, read_json, write_json
 from semisam_o1.round_0.alignment import AffineMap
+from semisam_o1.runfolder import VOTE
 from semisam_o1.types import Probabilities, Tokens
 
 PROBABILITIES = "probabilities"
+VOTE_MARGIN = 0.004  # the vote costs some 0.001 of reverse consistency where it improves labels
 
 
 class Alignment(NamedTuple):
@@ -31,6 +34,8 @@ class FirstPass(NamedTuple):
         uncertainty: mean uncertainty of the label over the scan.
         points: the position of each token in that template, (H', W', D', 3) centred mm.
         alignments: template name -> `Alignment`.
+        without_vote: ``probabilities`` without the vote near borders.
+        vote_gain: what that vote adds to the reverse consistency of the label.
     """
 
     probabilities: Probabilities | None = None
@@ -40,12 +45,14 @@ class FirstPass(NamedTuple):
     uncertainty: float | None = None
     points: torch.Tensor | None = None
     alignments: dict[str, Alignment] | None = None
+    without_vote: Probabilities | None = None
+    vote_gain: float | None = None
 
     def save(self, folder: WorkFiles, name: str) -> None:
         large = {PROBABILITIES: self.probabilities}
-        if self.points is not None:
-            large["points"] = self.points
+        large |= {key: value for key in ("points", "without_vote") if (value := getattr(self, key)) is not None}
         small = {key: getattr(self, key) for key in ("frame", "template", "residual", "uncertainty")}
+        small |= {} if self.vote_gain is None else {"vote_gain": self.vote_gain}
         for template, found in self.alignments.items():
             place = {"matrix": found.to_template.matrix, "shift": found.to_template.shift, "pooled": found.pooled}
             small |= {f"alignments/{template}/{key}": value for key, value in place.items()}
@@ -53,10 +60,18 @@ class FirstPass(NamedTuple):
 
     @classmethod
     def load(cls, folder: WorkFiles, name: str, *fields: str) -> FirstPass:
-        """Load ``fields`` only, to save time; ``alignments`` cannot be loaded here."""
-        found: dict[str, Any] = {field: folder.load(name, [field])[0] for field in fields if folder.has(name, field)}
+        """Load ``fields`` only, to save time; ``alignments`` cannot be loaded here.
+
+        ``probabilities`` are those without the vote if it was dropped, see `drop_vote`.
+        """
+        stored = {field: field for field in fields}
+        if "probabilities" in stored and dropped_vote(folder) and folder.has(name, "without_vote"):
+            stored["probabilities"] = "without_vote"
+        found: dict[str, Any] = {
+            field: folder.load(name, [key])[0] for field, key in stored.items() if folder.has(name, key)
+        }
         numbers: dict[str, Any] = {
-            field: float(found[field]) for field in ("residual", "uncertainty") if field in found
+            field: float(found[field]) for field in ("residual", "uncertainty", "vote_gain") if field in found
         }
         return cls(**(found | numbers))
 
@@ -66,6 +81,26 @@ class FirstPass(NamedTuple):
         keys = [f"alignments/{template}/{key}" for key in ("matrix", "shift", "pooled")]
         matrix, shift, pooled = folder.load(name, keys)
         return Alignment(AffineMap(matrix, shift), pooled)
+
+
+def dropped_vote(folder: WorkFiles) -> bool | None:
+    """Whether the vote near borders was dropped for the pool; None if that is not decided yet."""
+    path = folder.folder / VOTE
+    return read_json(path)["dropped"] if path.is_file() else None
+
+
+def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:
+    """Decide once for the pool whether the vote near borders is dropped; returns that.
+
+    It is dropped if the labels with it lose more than `VOTE_MARGIN` of reverse consistency on average.
+    """
+    if (dropped := dropped_vote(folder)) is None:
+        gains = [FirstPass.load(folder, name, "vote_gain").vote_gain for name in names]
+        known = [gain for gain in gains if gain is not None]
+        dropped = bool(known) and sum(known) / len(known) < -VOTE_MARGIN
+        if known:
+            write_json(folder.folder / VOTE, {"dropped": dropped, "mean_gain": sum(known) / len(known)})
+    return dropped
 
 
 class Fused(NamedTuple):

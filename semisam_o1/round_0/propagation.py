@@ -47,6 +47,7 @@ class Propagated(NamedTuple):
     best: index of the template with the smallest mean squared descriptor distance after alignment.
     residual: that distance.
     points: the position of each token in that template, (H', W', D', 3) centred mm, displacement included.
+    without_vote: ``probabilities`` without the vote near borders; None if there was none.
     """
 
     probabilities: Probabilities
@@ -54,6 +55,7 @@ class Propagated(NamedTuple):
     best: int = 0
     residual: float = float("nan")
     points: torch.Tensor | None = None
+    without_vote: Probabilities | None = None
 
     @property
     def to_template(self) -> AffineMap | None:
@@ -188,7 +190,7 @@ def nearest(
         emphasised: weight the distance near the label more, see `emphasis`.
         sharp: align large grids at full resolution near the label, see `sharpen`.
     """
-    results, residuals, maps, places = [], [], [], []
+    results, plain, residuals, maps, places = [], [], [], [], []
     for reference, turn in zip(references, turns or [None] * len(references), strict=True):
         basis = principal(reference.tokens, channels)
         moving, fixed = basis(reference.tokens), basis(scan)
@@ -205,6 +207,7 @@ def nearest(
         else:
             points = points * (torch.tensor(reference.tokens.shape[1:]) / torch.tensor(scan.shape[1:]))
         carried = sample_label(reference.label, points, step_mm)
+        plain.append(carried)
         if neighbours:
             template = Reference(moving, reference.label)
             vote = border_vote(
@@ -216,10 +219,14 @@ def nearest(
         maps.append(to_template)
         places.append(points)
     weights = torch.exp(-torch.tensor(residuals) / min(residuals))
-    mean = torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(results))
+
+    def mean(labels: Sequence[Probabilities]) -> Probabilities:
+        return torch.einsum("r,rchwd->chwd", weights / weights.sum(), torch.stack(list(labels)))
+
     best = int(np.argmin(residuals))
     aligned = tuple(maps) if alignment else ()
-    return Propagated(mean, aligned, best, residuals[best], places[best])
+    without = mean(plain) if neighbours else None
+    return Propagated(mean(results), aligned, best, residuals[best], places[best], without)
 
 
 def border_vote(

@@ -80,6 +80,16 @@ def roughness(label: Probabilities) -> float:
     return float(surface / label[1:].sum().clamp(min=1))
 
 
+def hard(probabilities: Probabilities) -> Probabilities:
+    """One-hot of the largest of ``probabilities`` (num_classes, H', W', D')."""
+    return F.one_hot(probabilities.argmax(0), len(probabilities)).movedim(-1, 0).float()
+
+
+def reverse_consistency(label: Probabilities, template: Reference, back: WayBack, step_mm: float) -> float:
+    """Soft Dice between a scan's ``label``, warped back to the template, and the template's label."""
+    return soft_dice(sample_label(label, back.points, step_mm), template.label)
+
+
 def estimate_quality(
     template: Reference,
     label: Probabilities,
@@ -98,12 +108,11 @@ def estimate_quality(
         template: with its label, on its own tokens. propagated: the final probabilities of round 0.
         back: see `back_propagate`. dissimilarity: see `Quality`.
     """
-    hard = F.one_hot(label.argmax(0), len(label)).movedim(-1, 0).float()
-    agreement = soft_dice(hard, propagated, "product")
-    reverse_consistency = soft_dice(sample_label(label, back.points, step_mm), template.label)
+    agreement = soft_dice(hard(label), propagated, "product")
+    consistency = reverse_consistency(label, template, back, step_mm)
     rough = roughness(label)
     doubt = (max(1 - agreement, 1e-6) * rough * dissimilarity * back.residual) ** 0.25
-    sound = min(1.0, reverse_consistency / SOUND_BACK) * min(1.0, agreement / SOUND_AGREEMENT)
+    sound = min(1.0, consistency / SOUND_BACK) * min(1.0, agreement / SOUND_AGREEMENT)
     predicted = max(0.0, 1 - ERROR_PER_DOUBT * doubt) * sound
     folded = nonpositive_jacobian(back.points, 1 - template.label[0])
-    return Quality(predicted, reverse_consistency, agreement, dissimilarity, back.residual, folded, rough)
+    return Quality(predicted, consistency, agreement, dissimilarity, back.residual, folded, rough)

@@ -65,7 +65,7 @@ def test_fused_by_hand():
     fused, others = fuse(own, [one, two], mismatches)
     a, b = math.exp(-SHARPNESS * 0.5), math.exp(-SHARPNESS * 1.5)
     np.testing.assert_allclose(others[0], (0.9 * a + 0.3 * b) / (a + b), rtol=1e-5)
-    np.testing.assert_allclose(fused[0], (0.9 * a + 0.3 * b) / (2 * a + b), rtol=1e-5)  # its own counts as the best
+    np.testing.assert_allclose(fused[0], (0.9 * a + 0.3 * b) / (3 * a + b), rtol=1e-5)  # its own counts twice
     np.testing.assert_allclose(fused.sum(0), 1, rtol=1e-5)
 
 

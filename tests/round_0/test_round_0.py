@@ -1,5 +1,7 @@
 """The engines of round 0 on tiny scans: what the second pass finds when it starts."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from semisam_o1.data import ScanReader
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse
+from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, coarse
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, templates_of, write_results
-from semisam_o1.round_0.passes import Alignment, FirstPass
-from semisam_o1.round_0.propagation import copy
+from semisam_o1.round_0.passes import Alignment, FirstPass, dropped_vote, settle_vote
+from semisam_o1.round_0.propagation import Propagated, copy
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of
@@ -22,7 +24,7 @@ SIDES = (12, 11, 10)
 
 @pytest.fixture
 def cohort(tmp_path):
-    """Template t and scans a, b, c, all with the same features; a's first label is empty, those of b and c a cube."""
+    """Template t and scans a, b, c, all with the same features; a's first label is unsure, those of b and c a cube."""
     store = FeatureStore(tmp_path / "features", mind(), 1.0, "float32")
     tokens = torch.randn(CHANNELS, *SIDES, generator=torch.Generator().manual_seed(0))
     grid, drafts, cases = Grid(np.eye(4), SIDES), RunFolder(tmp_path).round(0).work("first"), []
@@ -35,8 +37,7 @@ def cohort(tmp_path):
         RunFolder(tmp_path).round(0).uncertainty.write(dict.fromkeys(names, {"uncertainty": 0.1}))
         for name in names:
             shares = torch.zeros(2, *SIDES)
-            if name != "a":
-                shares[1, 4:8, 4:8, 3:7] = 0.9
+            shares[1, 4:8, 4:8, 3:7] = 0.3 if name == "a" else 0.9
             shares[0] = 1 - shares[1]
             place = Alignment(AffineMap(torch.eye(3), torch.zeros(3)), coarse(tokens, tokens)[0])
             FirstPass(shares, "world", "t", 0.1, 0.1, None, {"t": place}).save(drafts, name)
@@ -53,7 +54,7 @@ def label(cohort, name):
     return ScanReader().volume(RunFolder(cohort.folder).round(0).label(name))[0].numpy()
 
 
-def test_two_atlases_outvote_a_scan_of_its_own_mind(cohort):
+def test_two_atlases_outvote_a_scan_that_is_not_sure(cohort):
     cohort.first_pass()
     engine = label_fusion(cohort)
     engine.run(cohort.pool, epoch_length=3)
@@ -98,6 +99,53 @@ def test_a_template_that_fills_no_token_is_refused(tmp_path):
         first_pass_engine(store, cohort, copy, tmp_path)
 
 
+def labelled(cohort, cube):
+    """The cohort's template with the label ``cube``."""
+    nibabel.save(nibabel.Nifti1Image(cube.astype(np.uint8), np.eye(4)), cohort.folder / "label.nii.gz")
+    template = replace(cohort.templates[0], label=cohort.folder / "label.nii.gz")
+    return replace(cohort, templates=(template,))
+
+
+@pytest.mark.parametrize(("guard", "worse"), [(True, True), (True, False), (False, True)])
+def test_a_vote_that_makes_labels_less_consistent_is_dropped_for_all(cohort, guard, worse):
+    """Labels as if the vote had cut half of a cube, or had mended one that lacked that half."""
+    store, folder = cohort.store, cohort.folder
+    whole, half = (np.zeros(SIDES) for _ in range(2))
+    whole[4:8, 4:8, 3:7], half[4:6, 4:8, 3:7] = 1, 1
+    cohort = labelled(cohort, whole)
+    for case in cohort.templates:
+        store.save(case, store.load("a").tokens, np.eye(4), Grid(np.eye(4), SIDES))
+
+    def propagate(references, scan, step_mm, turns):
+        voted, plain = (
+            torch.tensor(np.stack([1 - c, c]), dtype=torch.float32) for c in (half, whole)[:: 1 if worse else -1]
+        )
+        place = (AffineMap(torch.eye(3), torch.zeros(3)),)
+        return Propagated(voted, place, 0, 0.1, centred_points(SIDES, 1.0), plain)
+
+    for cases in (cohort.pool[:2], cohort.pool[2:]):  # a scan that comes later follows
+        engine = first_pass_engine(store, cohort, propagate, folder, guard=guard)
+        engine.run(cases, epoch_length=len(cases))
+        assert engine.state.failed == {}
+    records = RunFolder(folder).round(0).work("first")
+    expected = half if worse and not guard else whole
+    for name in "abc":
+        found = ScanReader().volume(RunFolder(folder).round(0).label(name))[0].numpy()
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(FirstPass.load(records, name, "probabilities").probabilities[1], expected)
+    assert dropped_vote(records) == (worse if guard else None)
+
+
+def test_the_vote_is_settled_once_by_the_mean_over_scans(tmp_path):
+    records = RunFolder(tmp_path).round(0).work("first")
+    for name, gain in (("a", -0.02), ("b", 0.002), ("c", None)):
+        FirstPass(torch.zeros(2, 1, 1, 1), "world", "t", 0.1, 0.1, None, {}, None, gain).save(records, name)
+    assert settle_vote(records, ["b", "c"]) is False and settle_vote(records, ["a"]) is False
+    RunFolder(tmp_path).round(0).remove("abc")  # what is begun anew is settled anew
+    FirstPass(torch.zeros(2, 1, 1, 1), "world", "t", 0.1, 0.1, None, {}, None, -0.02).save(records, "a")
+    assert settle_vote(records, ["a"]) is True
+
+
 @pytest.mark.parametrize("published", [True, False])
 def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp_path, published):
     """Two tokens of 4 mm, the first of class 1 for 0.7, in a row of 12 voxels that begins 2 voxels before them."""
@@ -109,4 +157,4 @@ def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp
     case = Case("a", tmp_path / "a.nii.gz", None, "pool")
     write_results(RoundFolder(tmp_path), case, probabilities, Features(None, affine, None, scan), [0, 1], published)
     row = ScanReader().volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
-    assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
+    assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
