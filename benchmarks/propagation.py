@@ -35,6 +35,7 @@ DRAW = 4  # seed for drawing cases
 SEED = 1337  # seed of the propagation, the default of a run
 FIRST_PASSES = {
     "no emphasis on the label": partial(propagation.nearest, emphasised=False),
+    "no alignment at full resolution": partial(propagation.nearest, sharp=False),
     "no vote at borders": partial(propagation.nearest, neighbours=0),
     "no displacement": partial(propagation.nearest, deformation=False),
     "no alignment": partial(propagation.nearest, alignment=False),
