@@ -61,7 +61,7 @@ class Stored:
 def damaged(why: str | Exception) -> Fault:
     """``why``: a few words without paths or text of the header, or what a reader raised."""
     if isinstance(why, Exception):
-        why = "it ends too early" if isinstance(why, EOFError) else f"the reader's {type(why).__name__}"
+        why = "it ends too early" if isinstance(why, EOFError) else f"the reader says {type(why).__name__}"
     return Fault(f"truncated or damaged ({why})", *DAMAGED)
 
 

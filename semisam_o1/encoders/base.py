@@ -70,19 +70,19 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, volume: Volume, has_data: torch.Tensor | None = None) -> torch.Tensor:
-        if self.takes_mask and has_data is not None and not has_data.all():
-            return self.network(volume, has_data).float()
         volume = volume if self.normalise is None else self.normalise(volume)
+        masked = self.takes_mask and has_data is not None and not has_data.all()
+        inputs = (volume, has_data) if masked else (volume,)
         with torch.autocast(volume.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
-            tokens = self._of_stage(self._compiled[0] if self.compiled else self.network, volume)
+            tokens = self._of_stage(self._compiled[0] if self.compiled else self.network, *inputs)
         if self.error is None and (self.compiled or self.precision != "float32"):
-            plain = self._of_stage(self.network, volume[:1])
+            plain = self._of_stage(self.network, *(part[:1] for part in inputs))
             self.error = float((plain - tokens[:1]).abs().max())
             how = self.precision + (", compiled" if self.compiled else "")
             text = "encoder %s in %s: largest error %.2g against float32, standard deviation %.2g"
             log.info(text, self.name, how, self.error, float(plain.std()))
         return tokens
 
-    def _of_stage(self, network: nn.Module, volume: Volume) -> torch.Tensor:
-        output = network(volume)
+    def _of_stage(self, network: nn.Module, *inputs: Volume) -> torch.Tensor:
+        output = network(*inputs)
         return (output if self.stage is None else output[self.stage]).float()
