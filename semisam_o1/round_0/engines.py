@@ -23,12 +23,14 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.grids import Grid, to_grid
 from semisam_o1.data.transforms import label_chain
+from semisam_o1.encoders.turns import RIGHT_TURNS, frame_of, turn_of
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
 from semisam_o1.round_0.passes import Alignment, FirstPass, Fused, settle_vote
+from semisam_o1.round_0.pose import right_turn
 from semisam_o1.round_0.propagation import Propagated, Reference, copy
 from semisam_o1.round_0.quality import (
     Quality,
@@ -155,10 +157,12 @@ def first_pass_engine(
 
     A scan that is oblique to a template also has features in its stored axes (see `FeatureStore.frame`), because
     descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to the
-    best template is used, or, if nothing was aligned, the one with the lower entropy. Writes labels, confidences (the
-    highest probability) and copied labels of round 0 of the run ``output_dir``. Cases with a record in ``work/`` are
-    skipped. ``published``: see `write_results`. ``guard``: also align back, and drop the vote near borders for the
-    whole pool if labels are less consistent with it, see `settle_vote`.
+    best template is used, or, if nothing was aligned, the one with the lower entropy. A scan that lies turned by right
+    angles relative to its best template, see `right_turn`, is propagated to again in the template's pose.
+
+    Writes labels, confidences (the highest probability) and copied labels of round 0 of the run ``output_dir``. Cases
+    with a record in ``work/`` are skipped. ``published``: see `write_results`. ``guard``: also align back, and drop the
+    vote near borders for the whole pool if labels are less consistent with it, see `settle_vote`.
     """
     templates = templates_of(store, cohort, published)
     references = [template.reference for template in templates]
@@ -186,6 +190,17 @@ def first_pass_engine(
             misfits = [r.residual if result.maps else float(entropy(r.probabilities).mean()) for r in (second, result)]
             if misfits[0] < misfits[1]:
                 found, result, frame = other, second, "stored"
+        if frame == "world" and result.maps and store.encoder.can_turn:
+            number = right_turn(references[result.best].tokens, found.tokens, found.step_mm, store.encoder.turned)
+            if number:
+                other = store.frame(frame_of(number)).load(case.name)
+                turn = torch.tensor(RIGHT_TURNS[number], dtype=torch.float32)
+                second = propagate(references, other.tokens, step_mm=other.step_mm, turns=[turn] * len(references))
+                if second.residual < result.residual:
+                    log.info(
+                        "case %s: lies turned by right angles relative to %s", case.name, templates[second.best].name
+                    )
+                    found, result, frame = other, second, frame_of(number)
         alignments = {
             template.name: Alignment(place, coarse(basis(found.tokens), template.reference.tokens)[0])
             for template, basis, place in zip(templates, bases, result.maps)
@@ -334,6 +349,8 @@ def save_way_back(folder: WorkFiles, case: Case, found: Features, frame: str, te
     ways = {}
     for template in templates:
         turn = turn_between(template.features.scan.affine, found.scan.affine) if frame == "world" else None
+        if (right := turn_of(frame)) is not None:
+            turn = torch.tensor(right.T, dtype=torch.float32)  # from template to scan
         ways[template.name] = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
     best = min(ways, key=lambda name: ways[name].residual)
     folder.save(case.name, {"points": ways[best].points}, {"residual": ways[best].residual, "template": best})
