@@ -18,10 +18,10 @@ REFERENCE_VOXELS = 400_000
 SECONDS_PER_CASE_FEATURES = 1.0
 
 
-SECONDS_PER_CASE_PROPAGATION = 7
+SECONDS_PER_CASE_PROPAGATION = 10
 
 
-SECONDS_WHATEVER_THE_SIZE = 5  # per case, for first pass, label fusion and quality estimate together
+SECONDS_WHATEVER_THE_SIZE = 6  # per case, for first pass, label fusion and quality estimate together
 
 
 SECONDS_PER_MEGAVOXEL = 0.7  # one mean teacher iteration, per million voxels of the batch
