@@ -45,6 +45,7 @@ from semisam_o1.types import Case, Probabilities, UserError
 from semisam_o1.uncertainty import entropy, predictive_entropy
 
 log = logging.getLogger("semisam_o1")
+TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
 CANDIDATES = 100  # nearest scans by global descriptor, from which the atlases of a scan are selected
 
 
@@ -190,17 +191,21 @@ def first_pass_engine(
             misfits = [r.residual if result.maps else float(entropy(r.probabilities).mean()) for r in (second, result)]
             if misfits[0] < misfits[1]:
                 found, result, frame = other, second, "stored"
+        way = None
         if frame == "world" and result.maps and store.encoder.can_turn:
             number = right_turn(references[result.best].tokens, found.tokens, found.step_mm, store.encoder.turned)
             if number:
-                other = store.frame(frame_of(number)).load(case.name)
+                other, name = store.frame(frame_of(number)).load(case.name), frame_of(number)
                 turn = torch.tensor(RIGHT_TURNS[number], dtype=torch.float32)
                 second = propagate(references, other.tokens, step_mm=other.step_mm, turns=[turn] * len(references))
-                if second.residual < result.residual:
-                    log.info(
-                        "case %s: lies turned by right angles relative to %s", case.name, templates[second.best].name
-                    )
-                    found, result, frame = other, second, frame_of(number)
+                tried = [(found, result, frame), (other, second, name)]
+                ways = [way_back([templates[r.best]], f, where) for f, r, where in tried]
+                values = [consistency(way, r.probabilities, f.step_mm) for way, (f, r, _) in zip(ways, tried)]
+                if second.residual < result.residual and values[1] > values[0] + TURN_MARGIN:
+                    log.info("case %s: lies turned by right angles relative to the template", case.name)
+                    (found, result, frame), way = tried[1], ways[1]
+                else:
+                    way = ways[0]
         alignments = {
             template.name: Alignment(place, coarse(basis(found.tokens), template.reference.tokens)[0])
             for template, basis, place in zip(templates, bases, result.maps)
@@ -210,13 +215,10 @@ def first_pass_engine(
         best = templates[result.best].name if result.maps else ""
         gain, without = None, None
         if guard and result.maps and result.without_vote is not None:
-            template, without = templates[result.best], result.without_vote
-            way = save_way_back(back, case, found, frame, [template])
-            both = (
-                reverse_consistency(hard(p), template.reference, way, found.step_mm)
-                for p in (result.probabilities, without)
-            )
-            gain = next(both) - next(both)
+            without, way = result.without_vote, way or way_back([templates[result.best]], found, frame)
+            save_way_back(back, case, way)
+            voted, plain = (consistency(way, p, found.step_mm) for p in (result.probabilities, without))
+            gain = voted - plain
         FirstPass(
             result.probabilities, frame, best, result.residual, uncertainty, result.points, alignments, without, gain
         ).save(records, case.name)
@@ -332,7 +334,7 @@ class QualityEstimate:
         found = self.store.frame(first.frame).load(case.name)
         if not self.back.path(case.name).exists():
             templates = [self.templates[name] for name in ([first.template] if first.template else self.templates)]
-            save_way_back(self.back, case, found, first.frame, templates)
+            save_way_back(self.back, case, way_back(templates, found, first.frame))
         name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
         way, template = WayBack(points, float(residual)), self.templates[name]
         shares = reference(case, found, self.cohort, label).label
@@ -344,17 +346,32 @@ class QualityEstimate:
         return estimate_quality(template.reference, shares, propagated, way, found.step_mm, float(distance))
 
 
-def save_way_back(folder: WorkFiles, case: Case, found: Features, frame: str, templates: Sequence[Template]) -> WayBack:
-    """Store and return the reverse alignment from the one of ``templates`` with the smallest descriptor distance."""
-    ways = {}
+class TemplatesWayBack(NamedTuple):
+    """The reverse alignment from a ``template`` to a scan."""
+
+    template: Template
+    way: WayBack
+
+
+def way_back(templates: Sequence[Template], found: Features, frame: str) -> TemplatesWayBack:
+    """The reverse alignment to a scan, with features in ``frame``, from the template with the smallest distance."""
+    ways = []
     for template in templates:
         turn = turn_between(template.features.scan.affine, found.scan.affine) if frame == "world" else None
         if (right := turn_of(frame)) is not None:
             turn = torch.tensor(right.T, dtype=torch.float32)  # from template to scan
-        ways[template.name] = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
-    best = min(ways, key=lambda name: ways[name].residual)
-    folder.save(case.name, {"points": ways[best].points}, {"residual": ways[best].residual, "template": best})
-    return ways[best]
+        way = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
+        ways.append(TemplatesWayBack(template, way))
+    return min(ways, key=lambda found: found.way.residual)
+
+
+def save_way_back(folder: WorkFiles, case: Case, back: TemplatesWayBack) -> None:
+    folder.save(case.name, {"points": back.way.points}, {"residual": back.way.residual, "template": back.template.name})
+
+
+def consistency(back: TemplatesWayBack, probabilities: Probabilities, step_mm: float) -> float:
+    """The reverse consistency of the label with the largest of ``probabilities``."""
+    return reverse_consistency(hard(probabilities), back.template.reference, back.way, step_mm)
 
 
 def quality_engine(

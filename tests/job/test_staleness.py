@@ -40,7 +40,7 @@ def first_stale(config: JobConfig, id: str) -> str | None:
         ("propagation#method#neighbours", "propagation/first"),
         ("label_fusion", "propagation/fusion"),
         ("propagation#label_fusion#atlases", "propagation/fusion"),
-        ("quality_estimate", "propagation/quality"),
+        ("quality_estimate", "propagation/first"),
         ("min_predicted_dice", "round_1/training"),
         ("max_iterations", "round_1/training"),
         ("train#optimizer#weight_decay", "round_1/training"),

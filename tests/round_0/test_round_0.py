@@ -6,9 +6,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from semisam_o1.data import ScanReader
 from semisam_o1.data.grids import Grid
+from semisam_o1.encoders.base import Encoder
 from semisam_o1.encoders.mind import mind
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, coarse
@@ -25,7 +27,7 @@ SIDES = (12, 11, 10)
 @pytest.fixture
 def cohort(tmp_path):
     """Template t and scans a, b, c, all with the same features; a's first label is unsure, those of b and c a cube."""
-    store = FeatureStore(tmp_path / "features", mind(), 1.0, "float32")
+    store = FeatureStore(tmp_path / "features", Encoder(nn.Identity(), "plain"), 1.0, "float32")
     tokens = torch.randn(CHANNELS, *SIDES, generator=torch.Generator().manual_seed(0))
     grid, drafts, cases = Grid(np.eye(4), SIDES), RunFolder(tmp_path).round(0).work("first"), []
     for name in "tabc":
