@@ -23,8 +23,9 @@ SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
-    "stages": (list, dict), "set_aside": (dict, str), "warnings": (list, str),
+    "stages": (list, dict), "set_aside": (dict, str), "failed": (dict, str), "warnings": (list, str),
 }  # fmt: skip
+LATER = {"failed"}  # entries that run.json did not always have
 JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`.
 QUALITY = (
@@ -239,7 +240,7 @@ class RunFolder:
                 "for this run."
             )
         for name, kind in kinds.items():
-            if not _is(content.get(name), *kind):
+            if not (name in LATER and name not in content) and not _is(content.get(name), *kind):
                 expected = " of ".join(each.__name__ for each in kind)
                 raise DatasetError(f"{path} is damaged: '{name}' is no {expected}. Restore it, or remove it.")
         return content

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from semisam_o1.runfolder import JOURNAL, RECORD, RunFolder
+from semisam_o1.files import write_json
+from semisam_o1.runfolder import JOURNAL, LAYOUT, RECORD, RunFolder
 from semisam_o1.types import DatasetError
 
 ENTRIES = [("run.json", name) for name in RECORD] + [("progress.json", name) for name in JOURNAL]
@@ -32,3 +33,17 @@ def test_an_entry_of_another_type_is_named(folder, file, entry, value):
     path.write_text(json.dumps(content | {entry: value}))
     with pytest.raises(DatasetError, match=rf"{file} is damaged: '{entry}'"):
         read(folder, file)
+
+
+@pytest.mark.parametrize(("failed", "refused"), [(None, True), ([], True), ({"a": 1}, True), ({"a": "why"}, False)])
+def test_a_record_whose_failed_scans_have_another_type_is_refused(tmp_path, failed, refused):
+    """A record of an earlier version has no such entry."""
+    content = {"layout": LAYOUT, **{name: kind[0]() for name, kind in RECORD.items() if name != "failed"}}
+    write_json(tmp_path / "run.json", content)
+    assert RunFolder(tmp_path).read_record() == content
+    write_json(tmp_path / "run.json", content | {"failed": failed})
+    if refused:
+        with pytest.raises(DatasetError, match="'failed' is no dict of str"):
+            RunFolder(tmp_path).read_record()
+    else:
+        assert RunFolder(tmp_path).read_record()["failed"] == failed

@@ -86,7 +86,7 @@ class FirstPass(NamedTuple):
 def dropped_vote(folder: WorkFiles) -> bool | None:
     """Whether the vote near borders was dropped for the pool; None if that is not decided yet."""
     path = folder.folder / VOTE
-    return read_json(path)["dropped"] if path.is_file() else None
+    return bool(read_json(path).get("dropped")) if path.is_file() else None
 
 
 def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:

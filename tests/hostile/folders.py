@@ -264,7 +264,8 @@ TRIALS = [
     of("predict_map", users_file_at(f"uncertainty/{TEST}.nii.gz"), PREDICT, REFUSED),
     of("predict_table", users_file_at("uncertainty.csv"), PREDICT, REFUSED),
     of("predict_ledger", users_file_at("written.json"), PREDICT, REFUSED),
-    *(of(f"predict_image_{name}", images_of(change), TWO, REFUSED) for name, change in IMAGES.items()),
+    *(of(f"predict_image_{name}", images_of(change), TWO, RIGHT if name == "nan" else REFUSED)
+      for name, change in IMAGES.items()),  # a single NaN is filled
     *(of(f"predict_place_{name}", output_at(where), PREDICT, REFUSED) for name, where in PLACES.items() if name in (
         "empty_text", "blank", "data", "null", "file", "below_file", "nowhere", "long",
     )),
