@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -23,7 +23,7 @@ import semisam_o1
 from semisam_o1.errors import GO_ON, chain, plainly
 from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import as_config, printable, printable_log
-from semisam_o1.options import count, folder, read, rounds, seed, side, threads
+from semisam_o1.options import OF_SCANS, READER_IDS, count, folder, pairs, read, rounds, seed, side, threads
 from semisam_o1.signals import number_of, stoppable
 from semisam_o1.types import DatasetError, UserError
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 PUBLISHED = ("mt", "uamt", "dan", "dtc")  # methods of the published code
-READER_IDS = ("image_key", "spacing", "nifti_form", "most_voxels")
-OF_SCANS = (*READER_IDS, "channel", "feature_voxels", "window", "find_no_data")  # settings of suggest-template
 PUBLISHED_NAMES = {"mt": "mean_teacher", "uamt": "ua_mt"}  # published name of a method -> ours
 
 
@@ -222,16 +220,7 @@ def overrides(options: argparse.Namespace) -> dict:
     changed = {name: as_config(value) for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
         changed["device"] = as_config(options.device)
-    return changed | {name: read(value) for name, value in _pairs(options.settings)}
-
-
-def _pairs(settings: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Name and value of each ``ID=VALUE``."""
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not name or not equals:
-            raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
-        yield name, value
+    return changed | {name: read(value) for name, value in pairs(options.settings)}
 
 
 def workflow(files: list[Path], run_id: str, changed: dict, workflow_type: str = "train") -> ConfigWorkflow:
@@ -376,7 +365,7 @@ def _suggest(options) -> None:
     from semisam_o1.round_0.suggest import suggest_template
 
     spacing = options.spacing[0] if options.spacing and len(options.spacing) == 1 else options.spacing
-    settings = {"spacing": spacing} | {name: read(value) for name, value in _pairs(options.settings)}
+    settings = {"spacing": spacing} | {name: read(value) for name, value in pairs(options.settings)}
     if unknown := settings.keys() - OF_SCANS:
         raise DatasetError(f"--set {min(unknown)}: suggest-template knows {', '.join(OF_SCANS)}.")
     refuse_wrong(settings)

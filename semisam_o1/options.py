@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from semisam_o1.kinds import KINDS, Kind, shown, whole
+from semisam_o1.types import DatasetError
+
+READER_IDS = ("image_key", "spacing", "nifti_form", "most_voxels")
+OF_SCANS = (*READER_IDS, "channel", "feature_voxels", "window", "find_no_data")  # settings of suggest-template
 
 
 def folder(text: str) -> Path:
@@ -56,3 +61,16 @@ def read(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):  # no JSON, or one that is too large
         return text
+
+
+def pairs(settings: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name and value of each ``ID=VALUE`` of ``--set``.
+
+    Raises:
+        DatasetError: a text has another form.
+    """
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            raise DatasetError(f"--set {setting}: expected ID=VALUE, e.g. max_iterations=2000.")
+        yield name, value

@@ -61,20 +61,21 @@ INTENSITIES: dict[str | None, Callable[[Window], list[Callable]]] = {
 class NormaliseDatad(MapTransform):
     """Normalises ``keys``, (1, H, W, D) each, by the voxels with data; voxels without get the lowest result.
 
+    An item without the mask ``has_data`` (1, H, W, D) has data everywhere.
+
     Args:
         keys: the images.
         intensities: a name of `INTENSITIES`.
         window: the lowest and the highest intensity, e.g. in Hounsfield units; used instead of percentiles.
-        mask: key of the mask (1, H, W, D) of the voxels with data; an item without it has data everywhere.
     """
 
-    def __init__(self, keys: KeysCollection, intensities: str | None, window: Window = None, mask: str = HAS_DATA):
+    def __init__(self, keys: KeysCollection, intensities: str | None, window: Window = None):
         super().__init__(keys)
-        self.normalise, self.mask = Compose(INTENSITIES[intensities](window)), mask
+        self.normalise = Compose(INTENSITIES[intensities](window))
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict:
         data = dict(data)
-        held = data[self.mask].bool() if self.mask in data else None
+        held = data[HAS_DATA].bool() if HAS_DATA in data else None
         for key in self.key_iterator(data):
             if held is None or held.all():
                 data[key] = self.normalise(data[key])

@@ -366,6 +366,7 @@ def way_back(templates: Sequence[Template], found: Features, frame: str) -> Temp
 
 
 def save_way_back(folder: WorkFiles, case: Case, back: TemplatesWayBack) -> None:
+    """Store a reverse alignment for the quality estimate."""
     folder.save(case.name, {"points": back.way.points}, {"residual": back.way.residual, "template": back.template.name})
 
 
