@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.sam_med3d import SAMMed3DEncoder, load_sam_med3d
+from semisam_o1.encoders.sam_med3d_encoder import SAMMed3DEncoder, load_sam_med3d
 
 SEED = 0
 

@@ -21,7 +21,7 @@ from benchmarks.propagation import drawn, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import choose_spacing
 from semisam_o1.data.phantoms import write_demo_data
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 
 Pair = tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]  # image and label

@@ -23,11 +23,12 @@ from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import choose_spacing, to_grid
 from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.data.transforms import image_chain
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore, TokenInferer
 from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.round_0 import propagation
-from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, templates_of
+from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
+from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 

@@ -21,13 +21,13 @@ from scipy.stats import spearmanr
 from benchmarks.propagation import mean_dice
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import to_grid
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.round_0.alignment import centred_points, rotation, sample
-from semisam_o1.round_0.engines import templates_of
 from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.round_0.propagation import label_radius
 from semisam_o1.round_0.quality import WayBack, estimate_quality
+from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RunFolder
 
 BAD = 0.6

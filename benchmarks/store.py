@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from semisam_o1.data.grids import Grid
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.types import Case
 

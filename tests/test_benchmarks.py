@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.propagation import fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 
 

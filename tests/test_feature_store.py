@@ -15,7 +15,7 @@ from semisam_o1.data.grids import Grid
 from semisam_o1.data.intensities import normalise_foreground
 from semisam_o1.data.phantoms import grid_affine
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore, encoder_key
 from semisam_o1.types import Case
 
@@ -159,7 +159,7 @@ PROGRAM = """
 from torch import nn
 from semisam_o1 import features
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.data.intensities import normalise_foreground
 from semisam_o1.features import encoder_key
 print(encoder_key(mind()), encoder_key(Encoder(nn.AvgPool3d(2), "s", 2, 4, normalise_foreground)))

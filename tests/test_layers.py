@@ -5,6 +5,7 @@ commit.
 """
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def imports(name: str, path: Path, known: set[str], types_too: bool = True) -> s
 
 
 def place(name: str) -> str:
-    """The name that stands in the table for a module: semisam_o1.encoders.mind -> encoders."""
+    """The name that stands in the table for a module: semisam_o1.encoders.base -> encoders."""
     return (name.split(".") + ["__init__"])[1]
 
 
@@ -132,3 +133,10 @@ def test_the_check_itself(tmp_path, files, expected):
         (root / name).write_text(text)
     found = faults(root)
     assert (expected in " ".join(found)) if expected else not found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "bundles").rglob("*.json")), ids=lambda path: path.name)
+def test_no_component_has_the_name_of_a_module(path):
+    """From Python 3.12 on, such a name gives the module, and configs cannot be built."""
+    targets = set(re.findall(rf'"_target_": "({PACKAGE}[\w.]+)"', path.read_text()))
+    assert not targets & set(modules(ROOT))

@@ -8,7 +8,7 @@ from torch import nn
 
 from semisam_o1.data.phantoms import grid_affine
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import TokenInferer
 
 PATCH, WINDOW = 8, 32

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import semisam_o1
 from semisam_o1.files import write_json
 from semisam_o1.job.config import JobConfig
 from semisam_o1.runfolder import LAYOUT, RunFolder
 
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "itk", "scipy")
+PACKAGES = (
+    "torch", "monai", "pytorch-ignite", "numpy", "nibabel", "SimpleITK", "h5py", "faiss-cpu", "faiss-gpu", "itk",
+    "scipy",
+)  # fmt: skip
 
 
 class RunRecord:
@@ -77,5 +81,9 @@ class RunRecord:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of this package and its main dependencies."""
-    return {"semisam-o1": semisam_o1.__version__} | {name: version(name) for name in PACKAGES}
+    """Versions of this package and of its main dependencies that are installed."""
+    found = {"semisam-o1": semisam_o1.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # of FAISS there is one of two builds
+            found[name] = version(name)
+    return found

@@ -17,7 +17,7 @@ from semisam_o1.data.grids import choose_spacing, cropped
 from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import image_chain
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import TokenInferer, image_and_mask
 from semisam_o1.files import write_text
 from semisam_o1.ledger import Ledger

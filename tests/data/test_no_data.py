@@ -13,7 +13,7 @@ from semisam_o1.data.class_sizes import small_classes
 from semisam_o1.data.grids import Grid, cropped, to_grid
 from semisam_o1.data.no_data import data_box, no_data
 from semisam_o1.data.transforms import image_chain, label_chain
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import TokenInferer, image_and_mask
 from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of

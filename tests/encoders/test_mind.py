@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
-from semisam_o1.encoders.mind import MIND, box_mean, mind, mind_ssc
+from semisam_o1.encoders.mind_descriptors import MIND, box_mean, mind, mind_ssc
 
 
 def volume(seed=0, shape=(7, 6, 8), batch=1):

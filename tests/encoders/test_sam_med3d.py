@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from semisam_o1.data.intensities import normalise_foreground
-from semisam_o1.encoders.sam_med3d import SAMMed3DEncoder, load_sam_med3d, sam_med3d
+from semisam_o1.encoders.sam_med3d_encoder import SAMMed3DEncoder, load_sam_med3d, sam_med3d
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")

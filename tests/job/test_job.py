@@ -12,7 +12,7 @@ import torch
 
 from semisam_o1.cli import main
 from semisam_o1.errors import chain as chain_of
-from semisam_o1.job import Job
+from semisam_o1.job import Job, record
 from semisam_o1.lock import lock_folder
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.types import DatasetError
@@ -233,3 +233,10 @@ def test_warnings_of_the_data_set_stay_with_the_run(phantom_dir, tmp_path):
     assert found.startswith("case phantom_01: sform and qform differ")
     assert "phantom_01" in (tmp_path / "run" / "problems.csv").read_text()
     assert "sform and qform differ" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_versions_are_those_of_the_installed_packages(monkeypatch):
+    monkeypatch.setattr(record, "PACKAGES", ("torch", "a-package-that-is-not-installed"))
+    record.versions.cache_clear()
+    assert set(record.versions()) == {"semisam-o1", "torch"}
+    record.versions.cache_clear()

@@ -18,7 +18,7 @@ from semisam_o1.networks import ProbabilityWindows
 from semisam_o1.refinement.votes import uncertain, volume_votes, vote_labels
 from semisam_o1.report.validation import PublishedValidationDice
 from semisam_o1.round_0 import first_pass_engine, prototype
-from semisam_o1.round_0.engines import published_reference
+from semisam_o1.round_0.templates import published_reference
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 from semisam_o1.uncertainty import entropy, predictive_entropy

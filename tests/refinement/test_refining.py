@@ -8,7 +8,7 @@ import torch
 from semisam_o1.data import ScanReader
 from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.grids import Grid
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.refinement.engine import refinement_engine
 from semisam_o1.refinement.kinds import VoxelVotes, no_votes

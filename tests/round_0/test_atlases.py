@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from semisam_o1.data.phantoms import make_phantom
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.round_0.alignment import AffineMap, centred_points, sample
 from semisam_o1.round_0.atlases import SHARPNESS, Atlas, carried_from, dissimilarity, fuse
 

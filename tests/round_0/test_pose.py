@@ -8,7 +8,7 @@ import torch
 from semisam_o1.cli import main
 from semisam_o1.data.grids import Grid
 from semisam_o1.data.phantoms import grid_affine, make_phantom
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.encoders.turns import RIGHT_TURNS, frame_of, turn_of
 from semisam_o1.features import FeatureStore
 from semisam_o1.round_0.pose import right_turn

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from semisam_o1.data.phantoms import make_phantom
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.report.overlap import soft_dice
 from semisam_o1.round_0.alignment import centred_points
 from semisam_o1.round_0.propagation import Reference, nearest

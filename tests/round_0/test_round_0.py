@@ -11,12 +11,13 @@ from torch import nn
 from semisam_o1.data import ScanReader
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.mind import mind
+from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, coarse
-from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, templates_of, write_results
+from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, write_results
 from semisam_o1.round_0.passes import Alignment, FirstPass, dropped_vote, settle_vote
 from semisam_o1.round_0.propagation import Propagated, copy
+from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of

@@ -1,0 +1,45 @@
+"""The reverse alignment of a scan, from template to scan, and how consistent a label is with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from semisam_o1.encoders.turns import turn_of
+from semisam_o1.features import Features
+from semisam_o1.files import WorkFiles
+from semisam_o1.round_0.alignment import turn_between
+from semisam_o1.round_0.quality import WayBack, back_propagate, hard, reverse_consistency
+from semisam_o1.round_0.templates import Template
+from semisam_o1.types import Probabilities
+
+
+class TemplatesWayBack(NamedTuple):
+    """The reverse alignment from a ``template`` to a scan."""
+
+    template: Template
+    way: WayBack
+
+
+def way_back(templates: Sequence[Template], found: Features, frame: str) -> TemplatesWayBack:
+    """The reverse alignment to a scan, with features in ``frame``, from the template with the smallest distance."""
+    ways = []
+    for template in templates:
+        turn = turn_between(template.features.scan.affine, found.scan.affine) if frame == "world" else None
+        if (right := turn_of(frame)) is not None:
+            turn = torch.tensor(right.T, dtype=torch.float32)  # from template to scan
+        way = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
+        ways.append(TemplatesWayBack(template, way))
+    return min(ways, key=lambda found: found.way.residual)
+
+
+def save_way_back(folder: WorkFiles, name: str, back: TemplatesWayBack) -> None:
+    """Store a reverse alignment for the quality estimate."""
+    folder.save(name, {"points": back.way.points}, {"residual": back.way.residual, "template": back.template.name})
+
+
+def consistency(back: TemplatesWayBack, probabilities: Probabilities, step_mm: float) -> float:
+    """The reverse consistency of the label with the largest of ``probabilities``."""
+    return reverse_consistency(hard(probabilities), back.template.reference, back.way, step_mm)
