@@ -23,10 +23,12 @@ from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import to_grid
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
+from semisam_o1.files import read_json
 from semisam_o1.round_0.alignment import centred_points, rotation, sample
+from semisam_o1.round_0.calibration import Calibration
 from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.round_0.propagation import label_radius
-from semisam_o1.round_0.quality import WayBack, estimate_quality
+from semisam_o1.round_0.quality import WayBack, evidence
 from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RunFolder
 
@@ -51,11 +53,12 @@ def run(options) -> None:
     store = FeatureStore(folder / "features", mind(), record["settings"]["feature_spacing"])
     name, _, template = templates_of(store, cohort)[0]
     first, fused, back = (RunFolder(folder).round(0).work(kind) for kind in ("first", "fused", "back"))
+    calibration = Calibration.of_content(read_json(RunFolder(folder).round(0).calibration))
     draw = np.random.RandomState(0)
     rows = []  # kind, true Dice, predicted Dice, reverse consistency, agreement
     labels = {case.name: fused.load(case.name, ["probabilities"])[0] for case in cases}
     for case in cases:
-        found = store.load(case.name)
+        found = store.frame(FirstPass.load(first, case.name, "frame").frame).load(case.name)
         way = WayBack(*back.load(case.name, ["points", "residual"]))
         way = way._replace(residual=float(way.residual))
         (dissimilarity,) = fused.load(case.name, ["dissimilarity"])
@@ -65,7 +68,7 @@ def run(options) -> None:
         for kind, label in {"good": propagated, **spoiled}.items():
             hard = F.one_hot(label.argmax(0), cohort.num_classes).movedim(-1, 0).float()
             stands = label if kind == "wrong start" else propagated
-            quality = estimate_quality(template, hard, stands, way, found.step_mm, float(dissimilarity))
+            quality = calibration.predict(evidence(template, hard, stands, way, found.step_mm, float(dissimilarity)))
             dice = mean_dice(to_grid(label, found.affine, found.scan).argmax(0).numpy(), case, cohort)
             rows.append((kind, dice, quality.predicted_dice, quality.reverse_consistency, quality.agreement))
     report(rows)

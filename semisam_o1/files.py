@@ -159,6 +159,10 @@ class WorkFiles:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.h5"
 
+    def names(self) -> list[str]:
+        """The names of the cases with a file, sorted."""
+        return sorted(path.stem for path in self.folder.glob("*.h5"))
+
     def has(self, name: str, key: str) -> bool:
         if not self.path(name).exists():
             return False

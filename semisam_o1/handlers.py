@@ -40,7 +40,7 @@ class ItemProgress:
 
     def __call__(self, engine: Engine) -> None:
         batch = engine.state.batch
-        name = batch.name if isinstance(batch, Case) else batch["case"][0]
+        name = batch["case"][0] if isinstance(batch, dict) else batch.name
         log.info("%s %d of %d: %s", self.what, engine.state.iteration, engine.state.epoch_length, name)
 
 

@@ -155,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "propagation#label_fusion#atlases": whole(1),
     "quality_estimate": TRUTH,
     "min_predicted_dice": SHARE,
+    "template_copies": whole(0),
     "published_terms": TRUTH,
     "num_rounds": whole(0, 1000, words=("auto",)),
     "most_rounds": whole(1, 1000),

@@ -18,6 +18,7 @@ from semisam_o1.types import Case, DatasetError, UserError
 
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 3  # of a run folder; folders with another layout are rejected
+CALIBRATION = "calibration.json"  # in round 0's work files
 VOTE = "vote.json"  # in round 0's work files: whether the vote near borders is dropped
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
@@ -27,9 +28,11 @@ RECORD: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 LATER = {"failed"}  # entries that run.json did not always have
 JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
-# Columns of quality.csv: the fields of `round_0.quality.Quality`.
+# Columns of quality.csv: the fields of `round_0.quality.Quality`, then one for each class.
 QUALITY = (
     "predicted_dice",
+    "low",
+    "high",
     "reverse_consistency",
     "agreement",
     "dissimilarity",
@@ -37,6 +40,14 @@ QUALITY = (
     "nonpositive_jacobian",
     "roughness",
 )
+
+
+CLASS_COLUMN = "predicted_dice_"  # then the number of the class
+
+
+def class_column(number: int) -> str:
+    """The column of quality.csv with the predicted Dice of a class."""
+    return f"{CLASS_COLUMN}{number}"
 
 
 def folder_path(path: str | Path) -> Path:
@@ -106,6 +117,7 @@ class RoundFolder:
             self.path / "quality.csv",
             dict.fromkeys(QUALITY, ".4f"),
             order=lambda row: (row[1]["predicted_dice"], row[0]),  # lowest predicted Dice first
+            more=(CLASS_COLUMN, ".4f"),
         )
         self.uncertainty = uncertainty_table(self.path)
 
@@ -130,6 +142,15 @@ class RoundFolder:
         predicted_alone = self.prediction(name).is_file() and not self.label(name).is_file()
         return self.prediction(name) if predicted_alone else self.label(name)
 
+    def copy(self, name: str) -> Path:
+        """Round 0: the image of a copy of the template."""
+        return volume(self.work("copies").folder, name)
+
+    @property
+    def calibration(self) -> Path:
+        """Round 0: how the evidence of a label becomes a predicted Dice."""
+        return self.work("").folder / CALIBRATION
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove what a run wrote here about the cases ``names``, and the folders in which nothing else is left."""
         kinds = [kind.name for kind in self.work("").folder.glob("*")]
@@ -137,6 +158,9 @@ class RoundFolder:
             maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
+        for name in self.work("copies").names():
+            remove(self.copy(name))
+            remove(self.work("copies").path(name))
         choice = self.work("first").folder / VOTE
         for path in [
             self.model,
@@ -145,6 +169,7 @@ class RoundFolder:
             self.quality.path,
             self.uncertainty.path,
             choice,
+            self.calibration,
         ]:
             remove(path)
         for copy in self.path.glob(f"{self.path.name.replace('_', '')}_*.pth"):

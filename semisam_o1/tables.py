@@ -47,6 +47,15 @@ def read_rows(path: str | Path, columns: Mapping[str, str]) -> list[dict[str, An
             raise ValueError(f"{path} is no table: {error}") from error
 
 
+def header(path: str | Path) -> list[str]:
+    """The names of a table's columns; none if the file is empty or no table."""
+    with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            return next(csv.reader(file), [])
+        except csv.Error:
+            return []
+
+
 def _cell(value: Any, kind: str) -> str:
     if value is None:
         return ""
@@ -71,26 +80,40 @@ class CaseTable:
         path: the file.
         columns: name -> format of each number.
         order: sort key of the rows, called with (case, numbers).
+        more: start of the names of further columns, which differ between tables, and their format.
         ledger: if given, the table is written through it, and one that a person changed is not read.
     """
 
     def __init__(
-        self, path: str | Path, columns: Mapping[str, str], order=lambda row: row[0], ledger: Ledger | None = None
+        self,
+        path: str | Path,
+        columns: Mapping[str, str],
+        order=lambda row: row[0],
+        ledger: Ledger | None = None,
+        more: tuple[str, str] | None = None,
     ):
         self.path, self.columns, self.order = Path(path), {"case": TEXT, **columns}, order
-        self.ledger = ledger
+        self.ledger, self.more = ledger, more
 
-    def write(self, values: Mapping[str, Mapping[str, float]]) -> None:
+    def write(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         rows = sorted(values.items(), key=self.order)
+        columns = self._columns({name: None for numbers in values.values() for name in numbers})
         with contextlib.nullcontext(self.path) if self.ledger is None else self.ledger.writing(self.path) as path:
-            write_rows(path, self.columns, ({"case": name, **numbers} for name, numbers in rows))
+            write_rows(path, columns, ({"case": name, **numbers} for name, numbers in rows))
 
     def read(self) -> dict[str, dict[str, float]]:
         """All rows; empty if the file does not exist."""
         trusted = self.path.is_file() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
         try:
-            rows = read_rows(self.path, self.columns) if trusted else []
+            rows = read_rows(self.path, self._columns(header(self.path))) if trusted else []
         except ValueError as error:
             remedy = "Restore it, or remove it: the same command makes it again."
             raise UserError(f"{self.path} is damaged ({printable(str(error), 200)}). {remedy}") from error
         return {row.pop("case"): row for row in rows}
+
+    def _columns(self, names: Iterable[str]) -> dict[str, str]:
+        """The columns, with those of ``names`` that are further ones."""
+        if self.more is None:
+            return self.columns
+        start, kind = self.more
+        return self.columns | {name: kind for name in names if name.startswith(start)}

@@ -37,15 +37,19 @@ def test_the_list_for_review_takes_any_name(tmp_path):
     folder = run.round(1)
     folder.uncertainty.write({case.name: {"uncertainty": 0.1} for case in cases})
     values = {"a, b": 0.5, "=c": 0.4}
-    folder.quality.write({name: Quality(dice, 1, 1, 0, 0, 0, 0)._asdict() for name, dice in values.items()})
+    judged = {name: Quality(dice, 0, 1, 1, 1, 0, 0, 0, 0, (0.9, dice)) for name, dice in values.items()}
+    folder.quality.write({name: found.row([0, 2, 5]) for name, found in judged.items()})
     write_review(folder, run, cases)
     assert run.review.read_text().splitlines() == [
-        "case,uncertainty,predicted_dice", "'=c,0.100000,0.4000", '"a, b",0.100000,0.5000', "d,0.100000,",
+        "case,uncertainty,predicted_dice,low,high,class,class_dice",
+        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000",
+        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000',
+        "d,0.100000,,,,,",
     ]  # fmt: skip
 
 
 def test_the_columns_of_quality_are_those_of_the_estimate():
-    assert Quality._fields == QUALITY
+    assert Quality._fields == (*QUALITY, "classes")
 
 
 @pytest.mark.parametrize("name", ["run.json", "progress.json"])

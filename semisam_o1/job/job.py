@@ -100,7 +100,7 @@ class Job:
             elif name == "propagation":
                 self._propagate_anew()
             elif name == "quality" and round == 0:
-                self._work(ROUND_0[3])
+                self._judge_round_0()
             else:
                 if name == "training":  # an unfinished one may have other settings
                     self.run_folder.round(round).training_state.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class Job:
             self.record.write()
             self._work(ROUND_0[0])
             self._propagate_anew()
-            self._work(ROUND_0[3])
+            self._judge_round_0()
 
     def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
         """Rows of metrics.csv for all labels in the run folder that have truth."""
@@ -177,6 +177,10 @@ class Job:
         """Propagate from scratch: existing results may come from other features."""
         remove(self.run_folder.round(0).work("").folder)
         for stage in ROUND_0[1:3]:
+            self._work(stage)
+
+    def _judge_round_0(self) -> None:
+        for stage in ROUND_0[3:]:
             self._work(stage)
 
     def _stopwatch(self, title: str, round: int = 0) -> Stopwatch:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.metrics import evaluate_folder
-from semisam_o1.runfolder import RoundFolder, RunFolder
-from semisam_o1.tables import TEXT, write_rows
+from semisam_o1.runfolder import CLASS_COLUMN, RoundFolder, RunFolder
+from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case
 
-REVIEW = {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"}  # columns of review.csv
+# Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first.
+REVIEW = {
+    "case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f", "low": ".4f", "high": ".4f", "class": COUNT,
+    "class_dice": ".4f",
+}  # fmt: skip
 
 
 def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
@@ -25,19 +29,26 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None
 def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
     """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty."""
     uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
-    rows: list[dict] = [
-        {
-            "case": case.name,
-            **uncertainty[case.name],
-            "predicted_dice": quality.get(case.name, {}).get("predicted_dice"),
-        }
-        for case in cases
-        if case.name in uncertainty
-    ]
+    rows: list[dict] = []
+    for case in cases:
+        if case.name in uncertainty:
+            found = quality.get(case.name, {})
+            known = {name: found.get(name) for name in ("predicted_dice", "low", "high")}
+            number, dice = worst_class(found)
+            rows.append({"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice})
     trust = {None: 1.0}  # where no quality was estimated
     rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))
     with run.ledger.writing(run.review) as aside:
         write_rows(aside, REVIEW, rows)
+
+
+def worst_class(quality: Mapping[str, float | None]) -> tuple[int | None, float | None]:
+    """The number of the class with the lowest predicted Dice in a row of quality.csv, and that; None if none has."""
+    starts = {name: value for name, value in quality.items() if name.startswith(CLASS_COLUMN) and value is not None}
+    if not starts:
+        return None, None
+    name = min(starts, key=lambda name: starts[name])
+    return int(name.removeprefix(CLASS_COLUMN)), starts[name]
 
 
 def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, definition: str) -> list[dict]:

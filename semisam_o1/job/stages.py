@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from semisam_o1.data.reader import ScanError
 from semisam_o1.errors import chain, of_the_machine, plainly
 from semisam_o1.round_0.alignment import is_turned, turn_between
+from semisam_o1.round_0.copy_maker import plans
 from semisam_o1.types import Case, DatasetError
 
 if TYPE_CHECKING:
@@ -102,6 +103,23 @@ def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
     folder = job.run_folder.round(0)
     files = (folder.label, folder.confidence)
     return [case for case in labelled_cases(job) if not all(file(case.name).is_file() for file in files)]
+
+
+def copies(job: Job, round: int, cases: Cases = None) -> None:
+    """Make and label copies of the template, which calibrate the quality estimate."""
+    count, encoder = int(job.config.setting("template_copies")), job.config.build("store").encoder
+    if encoder.patch_size > 1:
+        log.info("no copies of the template: the encoder's tokens are coarser than voxels, usual factors serve")
+        return
+    names = [case.name for case in labelled_cases(job)]
+    todo = plans(job.run_folder.round(0).work("first"), names, count)
+    if todo:
+        job.config.build("propagation#copies").run(todo, max_epochs=1, epoch_length=len(todo))
+
+
+def lacking_copies(job: Job, round: int, later: bool) -> list[Case]:
+    """None: copies serve a calibration that is made once."""
+    return []
 
 
 def quality(job: Job, round: int, cases: Cases = None) -> None:
@@ -253,6 +271,10 @@ ROUND_0 = (
     Stage(
         FUSION, "label fusion", label_fusion, lacking_labels,
         ("propagation#label_fusion",), wanted="label_fusion",
+    ),
+    Stage(
+        "propagation/copies", "copies of the template", copies, lacking_copies,
+        ("propagation#copies", "template_copies"), wanted="quality_estimate",
     ),
     Stage(
         "propagation/quality", "round 0: quality", quality, lacking_quality,

@@ -17,7 +17,7 @@ from semisam_o1.data.export import write_label
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import copy_file, write_json
 from semisam_o1.report.overlap import mean_dice
-from semisam_o1.round_0.engines import QualityEstimate
+from semisam_o1.round_0.quality_estimate import QualityEstimate
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 

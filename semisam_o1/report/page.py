@@ -22,11 +22,12 @@ from semisam_o1.files import is_path, write_text
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.tables import TEXT, read_rows
+from semisam_o1.tables import COUNT, TEXT, header, read_rows
 from semisam_o1.types import Case
 
 STAGE_NAMES = {"copied": "copied template label (the floor)"}
 NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> shown name
+KNOWN = {"uncertainty": ".6f", "predicted_dice": ".4f", "class": COUNT, "class_dice": ".4f"}  # of its columns
 
 PAGES = Environment(
     loader=PackageLoader("semisam_o1.report"),
@@ -197,7 +198,8 @@ def _drawn_cases(
     """The first cases of ``split`` in the order of the review list, worst first; unlisted cases come last."""
     review: dict[str, dict[str, Any]] = {}
     if run.review.is_file():
-        found = read_rows(run.review, {"case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f"})
+        there = header(run.review)
+        found = read_rows(run.review, {"case": TEXT} | {name: kind for name, kind in KNOWN.items() if name in there})
         review = {row["case"]: row for row in found}
     rank = {name: i for i, name in enumerate(review)}
     scores: dict[str, list[tuple]] = {}
@@ -214,6 +216,9 @@ def _drawn_cases(
                 notes[0] += f" (round {steps[0][0]}: {first.text(steps[0][2])})"
         known = review.get(case.name, {})
         notes += [f"{text} {known[name]:.3g}" for name, text in NOTES.items() if known.get(name) is not None]
+        if cohort.num_classes > 2 and known.get("class") is not None and known.get("class_dice") is not None:
+            name = cohort.classes.get(known["class"], f"class {known['class']}")
+            notes.append(f"lowest for {name} ({known['class_dice']:.3g})")
         drawn.append(_drawn(case, run.final(case.name), cohort, ", ".join(notes)))
     return drawn
 

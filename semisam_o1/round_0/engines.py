@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import torch
 from ignite.engine import Engine, Events
 
 from semisam_o1.data.cohort import Cohort
@@ -20,12 +21,16 @@ from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.grids import to_grid
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import atomic_write, write_json
+from semisam_o1.round_0.calibration import calibrate
+from semisam_o1.round_0.copy_maker import CopyMaker, Plan
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
 from semisam_o1.round_0.passes import FirstPass, settle_vote
-from semisam_o1.round_0.quality import Quality, WayBack, estimate_quality
-from semisam_o1.round_0.templates import reference, templates_of
-from semisam_o1.round_0.way_back import consistency, save_way_back, way_back
+from semisam_o1.round_0.quality import Evidence
+from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence
+from semisam_o1.round_0.templates import templates_of
+from semisam_o1.round_0.way_back import consistency, save_way_back
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case, Probabilities, UserError
 from semisam_o1.uncertainty import predictive_entropy
@@ -196,50 +201,80 @@ def label_fusion_engine(
     return engine
 
 
-class QualityEstimate:
-    """Estimates the quality of a label without truth, called with a case and a label file; see the module `quality`.
+def copies_engine(
+    store: FeatureStore,
+    cohort: Cohort,
+    cases: Sequence[Case],
+    chain: Callable,
+    inferer: Callable,
+    propagate: Callable,
+    output_dir: str | Path,
+    atlases: int = 5,
+    label_fusion: bool = True,
+    handlers: Sequence = (),
+) -> Engine:
+    """Make and label copies of the templates; runs over `Plan`, see `CopyMaker`. A copy that was made is skipped.
 
-    It uses the scan's best template. The reverse alignment, from template to scan, is computed once and stored with
-    round 0 of the run ``output_dir``, so estimates for later rounds are fast.
+    Each leaves an image for the networks of later rounds, and work files with the true class of each voxel and the
+    probabilities of round 0. ``atlases``: how many of ``cases`` for each copy, if ``label_fusion``.
     """
+    folder = RunFolder(output_dir).round(0)
+    records, made = folder.work("first"), folder.work("copies")
 
-    def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path):
-        self.store, self.cohort = store, cohort
-        self.templates = {template.name: template for template in templates_of(store, cohort)}
-        folder = RunFolder(output_dir).round(0)
-        self.records, self.fused, self.back = (folder.work(kind) for kind in ("first", "fused", "back"))
+    @functools.cache
+    def maker() -> CopyMaker:
+        templates, names = templates_of(store, cohort), [case.name for case in cases]
+        tokens = {template.name: template.reference.tokens for template in templates}
+        fusion = LabelFusion(store, records, names, tokens, atlases) if label_fusion else None
+        return CopyMaker(store, cohort, records, chain, inferer, Propagation(store, templates, propagate), fusion)
 
-    def __call__(self, case: Case, label: Path) -> Quality:
-        first = FirstPass.load(self.records, case.name, "frame", "residual", "template")
-        found = self.store.frame(first.frame).load(case.name)
-        if not self.back.path(case.name).exists():
-            templates = [self.templates[name] for name in ([first.template] if first.template else self.templates)]
-            save_way_back(self.back, case.name, way_back(templates, found, first.frame))
-        name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
-        way, template = WayBack(points, float(residual)), self.templates[name]
-        shares = reference(case, found, self.cohort, label).label
-        if self.fused.path(case.name).exists():
-            propagated, distance = self.fused.load(case.name, ["probabilities", "dissimilarity"])
-        else:
-            propagated = FirstPass.load(self.records, case.name, "probabilities").probabilities
-            distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
-        return estimate_quality(template.reference, shares, propagated, way, found.step_mm, float(distance))
+    def step(engine: Engine, plan: Plan) -> None:
+        if made.has(plan.name, "truth") and folder.copy(plan.name).is_file():
+            return
+        try:
+            found = maker()(plan)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            if of_the_machine(error):
+                raise
+            log.warning("%s of the template cannot be made and is left out: %s", plan.name, error)
+            return
+        with atomic_write(folder.copy(plan.name)) as aside:
+            nibabel.save(nibabel.Nifti1Image(found.copy.image[0].numpy(), found.affine), aside)
+        truth = found.copy.label.argmax(0).to(torch.int16)
+        made.save(plan.name, {"probabilities": found.probabilities}, {"truth": truth})
+
+    engine = Engine(step)
+    for handler in handlers:
+        handler.attach(engine)
+    return engine
 
 
 def quality_engine(
     store: FeatureStore, cohort: Cohort, output_dir: str | Path, round: int, handlers: Sequence = ()
 ) -> Engine:
-    """Estimate the quality of the final labels of ``round`` of a run, and write its quality.csv."""
-    estimate, folder = QualityEstimate(store, cohort, output_dir), RunFolder(output_dir).round(round)
+    """Estimate the quality of the final labels of ``round`` of a run, and write its quality.csv.
 
-    def process(case: Case) -> Quality:
-        return estimate(case, folder.final(case.name))
+    Round 0 also settles how evidence becomes a predicted Dice, once for the run, see `calibrate`.
+    """
+    run = RunFolder(output_dir)
+    estimate, folder, first = QualityEstimate(store, cohort, output_dir), run.round(round), run.round(0)
+
+    def process(case: Case) -> Evidence:
+        return estimate.evidence(case, folder.final(case.name))
 
     engine = case_engine(process, "quality estimate", handlers)
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        values = {name: quality._asdict() for name, quality in engine.state.values.items()}
+        if not engine.state.values:
+            return
+        if not first.calibration.is_file():
+            found = calibrate(list(engine.state.values.values()), *copies_evidence(first))
+            write_json(first.calibration, found.content())
+        values = {
+            name: estimate.calibration.predict(found).row(cohort.class_numbers)
+            for name, found in engine.state.values.items()
+        }
         folder.quality.write(folder.quality.read() | values)
 
     return engine

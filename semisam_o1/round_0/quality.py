@@ -1,40 +1,69 @@
-"""Estimated quality of a propagated label without truth (pure functions).
+"""Estimated quality of a label without truth (pure functions).
 
-It combines three measures: reverse consistency (the label, warped back to the template by an independent alignment,
-overlaps the template's label), agreement with the fused labels of the most similar scans, and the dissimilarity of the
-scan to the scans that its label comes from.
+The expected Dice error of a class, if its label is compared with the probabilities of round 0, is scaled to true errors
+with a factor that copies of the template give (see the modules `copies` and `calibration`). Two measures of the scan
+relative to the others of the pool modify it: the dissimilarity to the scans that its label comes from, and the error of
+reverse consistency (the label, warped back to the template by an independent alignment, against the template's label).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.report.overlap import soft_dice
-from semisam_o1.round_0.alignment import CHANNELS, centred_points, principal, register
+from semisam_o1.report.overlap import soft_dice, soft_dices
+from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, deform, principal, register
 from semisam_o1.round_0.propagation import Reference, sample_label
+from semisam_o1.runfolder import class_column
 from semisam_o1.types import Probabilities, Tokens
 
-# Constants of the predicted Dice, fitted on left atria and hippocampi, see docs/results/propagation.md.
-ERROR_PER_DOUBT = 0.84
-SOUND_BACK, SOUND_AGREEMENT = 0.6, 0.7  # below these the whole label is doubtful, not only its borders
+ITERATIONS = (40, 30, 15)  # of the reverse displacement
+LEAST_ERROR = 0.01  # of reverse consistency; smaller ones are rounding
 
 
 class Quality(NamedTuple):
-    """The quality of a label, estimated without truth; each field is a column of quality.csv.
+    """The quality of a label, estimated without truth; each field but ``classes`` is a column of quality.csv.
 
-    predicted_dice: computed from the other fields. reverse_consistency: soft Dice between the label, warped back to the
-    template, and the template's label. agreement: soft Dice with the probabilities of round 0. dissimilarity:
-    descriptor distance to the scans that the label comes from. back_residual: descriptor distance after the reverse
-    alignment. nonpositive_jacobian: share of the template's label where the reverse map folds (its Jacobian determinant
-    is not positive). roughness: surface over volume, per token.
+    predicted_dice: the mean of ``classes``. low, high: the interval that contains the true Dice of four in five labels.
+    reverse_consistency: soft Dice between the label, warped back to the template, and the template's label. agreement:
+    soft Dice with the probabilities of round 0. dissimilarity: descriptor distance to the scans that the label comes
+    from. back_residual: descriptor distance after the reverse alignment. nonpositive_jacobian: share of the template's
+    label where the reverse map folds (its Jacobian determinant is not positive). roughness: surface over volume, per
+    token. classes: the predicted Dice of each foreground class; NaN for one that neither label nor template has.
     """
 
     predicted_dice: float
+    low: float
+    high: float
     reverse_consistency: float
     agreement: float
+    dissimilarity: float
+    back_residual: float
+    nonpositive_jacobian: float
+    roughness: float
+    classes: tuple[float, ...] = ()
+
+    def row(self, class_numbers: Sequence[int]) -> dict[str, float | None]:
+        """The row of quality.csv: None where a number is not known."""
+        found = {name: value for name, value in self._asdict().items() if name != "classes"}
+        found |= {class_column(number): value for number, value in zip(class_numbers[1:], self.classes)}
+        return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+class Evidence(NamedTuple):
+    """What is known of a label: for each foreground class (classes,) and for the scan.
+
+    agreement: soft Dice with the probabilities of round 0. reverse_consistency: see `Quality`. Both NaN for a class
+    that is nowhere. The others: see `Quality`.
+    """
+
+    agreement: np.ndarray
+    reverse_consistency: np.ndarray
     dissimilarity: float
     back_residual: float
     nonpositive_jacobian: float
@@ -63,8 +92,19 @@ def back_propagate(
     """
     basis = principal(template, channels)
     fixed, moving = basis(template), basis(scan)
-    to_scan, displacement, residual = register(moving, fixed, step_mm, turn, seed, (40, 30, 15))
+    to_scan, displacement, residual = register(moving, fixed, step_mm, turn, seed, ITERATIONS)
     return WayBack(to_scan(centred_points(fixed.shape[1:], step_mm)) + displacement, residual)
+
+
+def back_from(template: Tokens, scan: Tokens, step_mm: float, to_template: AffineMap) -> WayBack:
+    """The reverse alignment that starts from the inverse of the forward one, ``to_template``.
+
+    It is not independent of the forward alignment. It tells whether an independent one has failed: then it leaves the
+    smaller distance.
+    """
+    basis, place = principal(template, CHANNELS), to_template.inverse()
+    displacement, residual = deform(basis(scan), basis(template), step_mm, place, ITERATIONS)
+    return WayBack(place(centred_points(template.shape[1:], step_mm)) + displacement, residual)
 
 
 def nonpositive_jacobian(points: torch.Tensor, weight: torch.Tensor) -> float:
@@ -90,29 +130,26 @@ def reverse_consistency(label: Probabilities, template: Reference, back: WayBack
     return soft_dice(sample_label(label, back.points, step_mm), template.label)
 
 
-def estimate_quality(
+def evidence(
     template: Reference,
     label: Probabilities,
     propagated: Probabilities,
     back: WayBack,
     step_mm: float,
     dissimilarity: float,
-) -> Quality:
-    """Estimate the quality of ``label`` (num_classes, H', W', D'), class shares on the scan's tokens.
-
-    The Dice error of a mostly correct label is proportional to ``doubt``, the geometric mean of (1 - agreement),
-    roughness, dissimilarity and the residual of the reverse alignment. These reflect the width of the uncertain border
-    and the amount of border. Low reverse consistency or agreement scales the predicted Dice down.
+) -> Evidence:
+    """Evidence of the quality of ``label`` (num_classes, H', W', D'), class shares on the scan's tokens.
 
     Args:
         template: with its label, on its own tokens. propagated: the final probabilities of round 0.
         back: see `back_propagate`. dissimilarity: see `Quality`.
     """
-    agreement = soft_dice(hard(label), propagated, "product")
-    consistency = reverse_consistency(label, template, back, step_mm)
-    rough = roughness(label)
-    doubt = (max(1 - agreement, 1e-6) * rough * dissimilarity * back.residual) ** 0.25
-    sound = min(1.0, consistency / SOUND_BACK) * min(1.0, agreement / SOUND_AGREEMENT)
-    predicted = max(0.0, 1 - ERROR_PER_DOUBT * doubt) * sound
-    folded = nonpositive_jacobian(back.points, 1 - template.label[0])
-    return Quality(predicted, consistency, agreement, dissimilarity, back.residual, folded, rough)
+    warped = sample_label(hard(label), back.points, step_mm)
+    return Evidence(
+        soft_dices(hard(label), propagated, "product").numpy(),
+        soft_dices(warped, template.label).numpy(),
+        dissimilarity,
+        back.residual,
+        nonpositive_jacobian(back.points, 1 - template.label[0]),
+        roughness(label),
+    )

@@ -52,7 +52,9 @@ def test_tables(run):
         ("val", "1", "predicted"), ("val", "2", "predicted"), ("test", "1", "predicted"), ("test", "2", "predicted"),
     }  # fmt: skip
     review = list(csv.DictReader((run / "review.csv").open()))
-    assert [list(row) for row in review] == [["case", "uncertainty", "predicted_dice"]] * 2
+    assert [list(row) for row in review] == [
+        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice"]
+    ] * 2
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
     quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))
     assert [row["case"] for row in quality] == [row["case"] for row in review]
@@ -65,8 +67,9 @@ def test_run_json_holds_settings_stages_and_versions(run, phantom_dir):
     assert settings["dataset_dir"] == str(phantom_dir) and settings["train_spacing"] > 0
     assert record["template"] and record["set_aside"] == {} and record["versions"]["torch"] == torch.__version__
     stages = [stage["stage"] for stage in record["stages"]]
-    assert stages[:4] == ["features", "propagation", "label fusion", "round 0: quality"]
-    assert stages[4] == "round 1: training" and stages[-2:] == ["round 2: quality", "evaluation"]
+    assert stages[:4] == ["features", "propagation", "label fusion", "copies of the template"]
+    assert stages[4:6] == ["round 0: quality", "round 1: training"]
+    assert stages[-2:] == ["round 2: quality", "evaluation"]
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mib"] > 0 for stage in record["stages"])
 
 

@@ -24,7 +24,7 @@ def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path)
     cohort, folder = open_cohort(phantom_dir), tmp_path / "round_0"
     shutil.copytree(run / "round_0" / "labels", folder / "labels")
     names = [case.name for case in cohort.pool]
-    values = {name: Quality(0.9, 1, 1, 0, 0, 0, 0) for name in names}
+    values = {name: Quality(0.9, 0.8, 1, 1, 1, 0, 0, 0, 0) for name in names}
 
     def learnt(least: float) -> list[str]:
         RoundFolder(folder).quality.write({name: value._asdict() for name, value in values.items()})

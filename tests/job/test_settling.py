@@ -13,7 +13,9 @@ from tests.jobs import cohort_of
 
 
 def judged(folder, *values: float):
-    found = {f"case_{i}": Quality(value, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)._asdict() for i, value in enumerate(values)}
+    found = {
+        f"case_{i}": Quality(value, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0).row([0]) for i, value in enumerate(values)
+    }
     RoundFolder(folder).quality.write(found)
     return RoundFolder(folder)
 

@@ -6,10 +6,11 @@ import torch
 
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
-from semisam_o1.report.overlap import soft_dice
+from semisam_o1.report.overlap import soft_dice, soft_dices
 from semisam_o1.round_0.alignment import centred_points
+from semisam_o1.round_0.calibration import USUAL_FACTOR, Calibration, calibrate
 from semisam_o1.round_0.propagation import Reference, nearest
-from semisam_o1.round_0.quality import back_propagate, estimate_quality, nonpositive_jacobian, roughness
+from semisam_o1.round_0.quality import Evidence, back_from, back_propagate, evidence, nonpositive_jacobian, roughness
 
 SHAPE, STEP = (20, 19, 18), 2.4
 
@@ -32,6 +33,8 @@ def test_soft_dice_by_hand():
     assert soft_dice(one, one) == pytest.approx(1)
     hard = torch.tensor([[1.0, 0], [0, 1.0], [0, 0]]).reshape(3, 2, 1, 1)
     assert soft_dice(hard, hard.flip(1)) == 0
+    assert soft_dices(one, other).tolist() == pytest.approx([2 * 0.5 / 1.7, np.nan], nan_ok=True)
+    assert soft_dice(one[:1], other[:1]) == 1  # no class at all
 
 
 def test_roughness_of_a_cube_is_its_surface_over_its_volume():
@@ -69,24 +72,85 @@ def spoiled(label):
     }
 
 
-def test_a_good_label_is_told_from_spoiled_ones(carried):
-    template, scan, found, back = carried
-    good = estimate_quality(
-        template, one_hot(found.probabilities.argmax(0).numpy()), found.probabilities, back, STEP, 0.1
-    )
+@pytest.fixture(scope="module")
+def judge(carried):
+    """Label, its probabilities -> quality, by the usual factor and a pool of one good label."""
+    template, _, found, back = carried
+
+    def look(label, probabilities):
+        return evidence(template, label, probabilities, back, STEP, 0.1)
+
+    good = one_hot(found.probabilities.argmax(0).numpy())
+    calibration = calibrate([look(good, found.probabilities)])
+    return lambda label, probabilities: calibration.predict(look(label, probabilities))
+
+
+def test_a_good_label_is_told_from_spoiled_ones(carried, judge):
+    _, _, found, _ = carried
+    good = judge(one_hot(found.probabilities.argmax(0).numpy()), found.probabilities)
     assert good.predicted_dice > 0.7 and good.reverse_consistency > 0.7
+    assert good.low < good.predicted_dice < good.high
     for name, label in spoiled(found.probabilities).items():
-        quality = estimate_quality(template, one_hot(label), found.probabilities, back, STEP, 0.1)
+        quality = judge(one_hot(label), found.probabilities)
         assert quality.predicted_dice < 0.6, name
         assert quality.reverse_consistency < 0.7 * good.reverse_consistency, name
 
 
-def test_a_failure_with_which_round_0_agrees_is_found_by_the_way_back(carried):
-    template, _, found, back = carried
+def test_a_failure_with_which_round_0_agrees_is_found_by_the_way_back(carried, judge):
+    _, _, found, _ = carried
     wrong = torch.roll(found.probabilities, (4, -4, 3), (1, 2, 3))
-    label = one_hot(wrong.argmax(0).numpy())
-    quality = estimate_quality(template, label, wrong, back, STEP, 0.1)
+    quality = judge(one_hot(wrong.argmax(0).numpy()), wrong)
     assert quality.agreement > 0.6 and quality.predicted_dice < 0.6
+
+
+def test_a_class_in_the_wrong_place_is_named(carried, judge):
+    _, _, found, _ = carried
+    number = found.probabilities.argmax(0).numpy()
+    astray = np.where(number == 1, 1, 0) + np.roll(np.where(number == 2, 2, 0), (5, -5, 4), (0, 1, 2))
+    quality = judge(one_hot(np.minimum(astray, 2)), found.probabilities)
+    assert quality.classes[1] < 0.5 < quality.classes[0]
+    row = quality.row([0, 3, 7])
+    assert row["predicted_dice_7"] == quality.classes[1] and "classes" not in row
+
+
+def known(agreement, back, unlike=0.1):
+    return Evidence(np.array(agreement), np.array(back), unlike, 0.1, 0.0, 0.5)
+
+
+def test_copies_move_the_factor_half_of_the_way():
+    """Expected error 0.2; copies say 0.1 and 0.4, the usual factor 0.17: the geometric means of both."""
+    pool, usual = [known([0.8, 0.8], [0.9, 0.9])], 0.2 * USUAL_FACTOR
+    found = calibrate(pool, [np.array([0.9, 0.6])] * 3, [np.array([0.8, 0.8])] * 3).predict(pool[0])
+    assert found.classes == pytest.approx((1 - (0.1 * usual) ** 0.5, 1 - (0.4 * usual) ** 0.5))
+    assert calibrate(pool).predict(pool[0]).predicted_dice == pytest.approx(1 - usual)
+
+
+def test_the_pool_is_the_measure_of_a_scan():
+    pool = [known([0.8], [0.9], 0.1), known([0.8], [0.8], 0.1), known([0.8], [0.9], 0.2)]
+    calibration = calibrate(pool)
+    plain, inconsistent, unlike = (calibration.predict(one).predicted_dice for one in pool)
+    assert plain == pytest.approx(1 - 0.2 * USUAL_FACTOR)
+    assert 1 - inconsistent == pytest.approx((1 - plain) * 2**0.3) and 1 - unlike == pytest.approx((1 - plain) * 2**0.3)
+
+
+def test_a_class_that_is_nowhere_counts_for_nothing():
+    pool = [known([0.8, np.nan], [0.9, np.nan])]
+    found = calibrate(pool, [np.array([0.9, np.nan])] * 3, [np.array([0.8, np.nan])] * 3).predict(pool[0])
+    assert found.predicted_dice == found.classes[0] and np.isnan(found.classes[1])
+    assert found.row([0, 1, 2])["predicted_dice_2"] is None
+
+
+def test_a_calibration_survives_its_file():
+    found = calibrate([known([0.8, 0.7], [0.9, 0.6])], [np.array([0.9, 0.6])], [np.array([0.8, 0.8])])
+    again = Calibration.of_content(found.content())
+    assert again.predict(known([0.6, 0.7], [0.5, 0.5])) == found.predict(known([0.6, 0.7], [0.5, 0.5]))
+
+
+def test_a_failed_way_back_is_mended_from_the_forward_alignment(carried):
+    """A way back that starts from the inverse of a good alignment is as close as an independent one."""
+    template, scan, found, back = carried
+    again = back_from(template.tokens, scan.tokens, STEP, found.to_template)
+    assert again.residual < 1.2 * back.residual and (again.points - back.points).norm(dim=-1).mean() < 2 * STEP
 
 
 def test_the_way_back_is_its_own(carried):

@@ -1,0 +1,104 @@
+"""From the evidence of a label to its predicted Dice: factors that copies of the template give (pure functions)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semisam_o1.round_0.quality import LEAST_ERROR, Evidence, Quality
+
+USUAL_FACTOR = 0.85  # true over expected error, the mean of five data sets; used alone where there are no copies
+USUAL_SPREAD = 0.25  # of its logarithm, label by label; at least, as copies show only a part of it
+COPIES_WEIGHT = 0.5  # of the logarithm of the copies' factor, against that of the usual one
+BACK_POWER, UNLIKE_POWER = 0.3, 0.3  # of the two measures relative to the pool
+MODIFIED = (0.5, 2.0)  # the limits of their product
+SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
+FOUR_IN_FIVE = 1.28  # standard deviations
+
+
+class Calibration(NamedTuple):
+    """How the evidence of a label becomes a predicted Dice.
+
+    factor: (classes,), true error over expected error. spread: standard deviation of its logarithm over labels.
+    reverse_consistency: (classes,), the median of the pool. dissimilarity: the median of the pool.
+    """
+
+    factor: np.ndarray
+    spread: float
+    reverse_consistency: np.ndarray
+    dissimilarity: float
+
+    def content(self) -> dict[str, Any]:
+        """As plain values, for a JSON file."""
+        return {
+            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in self._asdict().items()
+        }
+
+    @classmethod
+    def of_content(cls, content: dict[str, Any]) -> Calibration:
+        arrays = {key: np.array(content[key], float) for key in ("factor", "reverse_consistency")}
+        return cls(**{**content, **arrays})
+
+    def predict(self, found: Evidence) -> Quality:
+        """The quality of a label."""
+        error = np.clip(1 - found.agreement, 0, 1) * self.factor * self._relative(found)
+        sound = np.minimum(1, found.reverse_consistency / np.maximum(SOUND * self.reverse_consistency, LEAST_ERROR))
+        dice = np.clip(1 - error, 0, 1) * np.where(np.isnan(sound), 1, sound)
+        mean = _mean(dice)
+        reach = np.exp(FOUR_IN_FIVE * self.spread)
+        return Quality(
+            mean,
+            max(0.0, 1 - (1 - mean) * reach),
+            1 - (1 - mean) / reach,
+            _mean(found.reverse_consistency),
+            _mean(found.agreement),
+            found.dissimilarity,
+            found.back_residual,
+            found.nonpositive_jacobian,
+            found.roughness,
+            tuple(float(value) for value in dice),
+        )
+
+    def _relative(self, found: Evidence) -> np.ndarray:
+        """What the scan's evidence, relative to the pool's, says of the error of each class, (classes,)."""
+        error, usual = (np.maximum(1 - x, LEAST_ERROR) for x in (found.reverse_consistency, self.reverse_consistency))
+        unlike = found.dissimilarity / self.dissimilarity if self.dissimilarity > 0 else 1.0
+        relative = (error / usual) ** BACK_POWER * unlike**UNLIKE_POWER
+        return np.clip(np.where(np.isnan(relative), 1, relative), *MODIFIED)
+
+
+def calibrate(
+    pool: Sequence[Evidence], true_dice: Sequence[np.ndarray] = (), agreement: Sequence[np.ndarray] = ()
+) -> Calibration:
+    """The calibration of a pool, given for each copy the true Dice of each class and the label's agreement, (classes,).
+
+    The factor of a class is the median over the copies, drawn half of the way to `USUAL_FACTOR`: copies show how hard
+    this anatomy is, but not how differently people outline it.
+    """
+    classes = len(pool[0].agreement)
+    factor, spread = np.full(classes, np.log(USUAL_FACTOR)), USUAL_SPREAD
+    if len(true_dice):
+        true, expected = (np.clip(1 - np.stack(list(dice)), LEAST_ERROR, 1) for dice in (true_dice, agreement))
+        logs = np.log(true / expected)
+        found = _medians(logs)
+        factor = np.where(np.isnan(found), factor, COPIES_WEIGHT * found + (1 - COPIES_WEIGHT) * factor)
+        if len(true_dice) > 2:
+            scatter = np.nanmean(logs - found, axis=1)
+            spread = max(USUAL_SPREAD, float(np.median(np.abs(scatter)) * 1.48))
+    back = _medians(np.stack([one.reverse_consistency for one in pool]))
+    return Calibration(np.exp(factor), spread, back, float(np.median([one.dissimilarity for one in pool])))
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """The median over the first axis without NaN; NaN where there is nothing else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a class that is nowhere
+        return np.nanmedian(values, axis=0)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 1.0

@@ -1,0 +1,87 @@
+"""The quality of the labels of a run: evidence from round 0's work files, and the calibration of the run."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.features import FeatureStore
+from semisam_o1.files import read_json
+from semisam_o1.report.overlap import soft_dices
+from semisam_o1.round_0.calibration import Calibration
+from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
+from semisam_o1.round_0.templates import reference, templates_of
+from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
+from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.types import Case
+
+DOUBTFUL = 0.7  # reverse consistency below which the reverse alignment itself is doubted
+
+
+class QualityEstimate:
+    """Estimates the quality of a label without truth, called with a case and a label file; see the module `quality`.
+
+    It uses the scan's best template. The reverse alignment, from template to scan, is computed once and stored with
+    round 0 of the run ``output_dir``, so estimates for later rounds are fast.
+    """
+
+    def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path):
+        self.store, self.cohort = store, cohort
+        self.templates = {template.name: template for template in templates_of(store, cohort)}
+        self.folder = RunFolder(output_dir).round(0)
+        self.records, self.fused, self.back = (self.folder.work(kind) for kind in ("first", "fused", "back"))
+
+    def __call__(self, case: Case, label: Path) -> Quality:
+        """The quality of a label, by the calibration of round 0.
+
+        Raises:
+            FileNotFoundError: round 0 has none: no label of it was judged.
+        """
+        return self.calibration.predict(self.evidence(case, label))
+
+    @functools.cached_property
+    def calibration(self) -> Calibration:
+        return Calibration.of_content(read_json(self.folder.calibration))
+
+    def evidence(self, case: Case, label: Path) -> Evidence:
+        """The evidence of a label."""
+        first = FirstPass.load(self.records, case.name, "frame", "residual", "template")
+        found = self.store.frame(first.frame).load(case.name)
+        if not self.back.path(case.name).exists():
+            templates = [self.templates[name] for name in ([first.template] if first.template else self.templates)]
+            save_way_back(self.back, case.name, way_back(templates, found, first.frame))
+        name, points, residual = self.back.load(case.name, ["template", "points", "residual"])
+        way, template = WayBack(points, float(residual)), self.templates[name]
+        shares = reference(case, found, self.cohort, label).label
+        if self.fused.path(case.name).exists():
+            propagated, distance = self.fused.load(case.name, ["probabilities", "dissimilarity"])
+        else:
+            propagated = FirstPass.load(self.records, case.name, "probabilities").probabilities
+            distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
+        judge = functools.partial(evidence, template.reference, shares, propagated)
+        judged = judge(way, found.step_mm, float(distance))
+        if first.template and np.nanmean(judged.reverse_consistency) < DOUBTFUL:
+            place = FirstPass.alignment(self.records, case.name, first.template).to_template
+            again = back_from(template.reference.tokens, found.tokens, found.step_mm, place)
+            if again.residual < way.residual:  # the independent alignment has failed
+                save_way_back(self.back, case.name, TemplatesWayBack(template, again))
+                judged = judge(again, found.step_mm, float(distance))
+        return judged
+
+
+def copies_evidence(folder: RoundFolder) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each copy of round 0: the true Dice of each class, and the agreement of its label with the probabilities."""
+    made, true, agreement = folder.work("copies"), [], []
+    for name in made.names():
+        probabilities, truth = made.load(name, ["probabilities", "truth"])
+        label = hard(probabilities)
+        right = F.one_hot(truth.long(), len(label)).movedim(-1, 0).float()
+        true.append(soft_dices(label, right).numpy())
+        agreement.append(soft_dices(label, probabilities, "product").numpy())
+    return true, agreement
