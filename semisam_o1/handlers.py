@@ -20,7 +20,7 @@ from semisam_o1.data.grids import to_grid
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.files import WorkFiles, atomic_write
-from semisam_o1.runfolder import PredictionFolder, RunFolder
+from semisam_o1.runfolder import PredictionFolder, RunFolder, uncertainty_table
 from semisam_o1.tables import CaseTable
 from semisam_o1.types import Case
 from semisam_o1.uncertainty import predictive_entropy
@@ -132,6 +132,16 @@ def round_predictions(cases: Sequence[Case], output_dir: str | Path, round: int,
     folder = RunFolder(output_dir).round(round)
     places = (folder.prediction, folder.uncertainty_map, folder.uncertainty)
     return PredictionSaver(cases, *places, kept=folder.work("predicted"), **settings)
+
+
+def copy_predictions(cases: Sequence[Case], output_dir: str | Path, round: int, **settings) -> PredictionSaver:
+    """A `PredictionSaver` for copies of the template, with the channel of each voxel's class; see `copies_engine`."""
+    folder = RunFolder(output_dir).round(round).work("copies").folder
+    maps = PredictionFolder(folder)
+    return PredictionSaver(
+        cases, RunFolder(output_dir).round(round).copy, maps.uncertainty_map, uncertainty_table(folder),
+        **settings | {"class_numbers": None},
+    )  # fmt: skip
 
 
 def new_predictions(cases: Sequence[Case], output_dir: str | Path, **settings) -> PredictionSaver:

@@ -24,9 +24,10 @@ SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
-    "stages": (list, dict), "set_aside": (dict, str), "failed": (dict, str), "warnings": (list, str),
+    "labels_round": (int,), "stages": (list, dict), "set_aside": (dict, str), "failed": (dict, str),
+    "warnings": (list, str),
 }  # fmt: skip
-LATER = {"failed"}  # entries that run.json did not always have
+LATER = {"failed", "labels_round"}  # entries that run.json did not always have
 JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`, then one for each class.
 QUALITY = (
@@ -143,12 +144,12 @@ class RoundFolder:
         return self.prediction(name) if predicted_alone else self.label(name)
 
     def copy(self, name: str) -> Path:
-        """Round 0: the image of a copy of the template."""
+        """Round 0: the image of a copy of the template. Later rounds: its predicted label."""
         return volume(self.work("copies").folder, name)
 
     @property
     def calibration(self) -> Path:
-        """Round 0: how the evidence of a label becomes a predicted Dice."""
+        """How the evidence of a label of this round becomes a predicted Dice."""
         return self.work("").folder / CALIBRATION
 
     def remove(self, names: Iterable[str]) -> None:

@@ -124,12 +124,14 @@ class Job:
     def finish(self) -> None:
         """Write the final labels, metrics, review list, trained bundle and report."""
         run, record = self.run_folder, self.record
-        doubts = selection.doubts(run, record.best_round)
+        tolerance = self.config.setting("quality_tolerance")
+        record.labels_round = selection.labels_round(run, record.best_round, tolerance)
+        doubts = selection.doubts(run, record.best_round, record.labels_round)
         for doubt in doubts:
             log.warning(doubt)
         record.warnings = [*doubts, *warnings(self.cohort.problems)]
         with self._stopwatch("evaluation"):
-            cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.best_round)
+            cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.labels_round)
             results.hand_out(folder, run, cases)
             results.write_review(folder, run, cases)
             rows = self.evaluate()

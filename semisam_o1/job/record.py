@@ -24,7 +24,8 @@ class RunRecord:
     Attributes:
         stages: name, seconds and peak memory (MiB) of each stage.
         failed: case -> reason, of scans on which a stage failed; in run.json part of ``set_aside``.
-        rounds, best_round: the number of rounds, and the round whose labels are the final ones.
+        rounds, best_round: the number of rounds, and the round whose model is the final one.
+        labels_round: the round whose labels are the final ones: ``best_round``, or 0 if its labels are judged better.
         warnings: problems that a user of the labels must know.
     """
 
@@ -34,6 +35,7 @@ class RunRecord:
         self.stages: list[dict] = kept.get("stages", [])
         self.failed: dict[str, str] = {}
         self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto selects them again
+        self.labels_round = kept.get("labels_round", self.best_round)
         self.warnings: Sequence[str] = ()
         self._kept_failed = kept.get("failed", {})
 
@@ -73,6 +75,7 @@ class RunRecord:
             "failed": self.failed,
             "rounds": self.rounds,
             "best_round": self.best_round,
+            "labels_round": self.labels_round,
             "stages": self.stages,
             "settings": config.settings,
         }

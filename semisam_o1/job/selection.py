@@ -33,15 +33,27 @@ def best_round(quality: Mapping[int, float], tolerance: float) -> int:
     return max(number for number in quality if quality[number] >= max(quality.values()) - tolerance)
 
 
-def doubts(run: RunFolder, best: int) -> list[str]:
-    """Warnings for users of the labels of round ``best``."""
+def labels_round(run: RunFolder, best: int, tolerance: float) -> int:
+    """The round whose labels are handed out: ``best``, or 0 if its labels are judged better by more than ``tolerance``.
+
+    Copies of the template, which the network labels too, make the judgements of the two rounds comparable.
+    """
+    first, final = run.round(0), run.round(best)
+    if best == 0 or not (first.quality.path.exists() and final.calibration.exists()):
+        return best
+    return 0 if mean_predicted_dice(first) > mean_predicted_dice(final) + tolerance else best
+
+
+def doubts(run: RunFolder, best: int, handed_out: int) -> list[str]:
+    """Warnings for users of the model of round ``best`` and of the labels of round ``handed_out``."""
     folders = [run.round(number) for number in (0, best)]
     first, final = map(mean_predicted_dice, folders)
-    if not all(folder.quality.path.exists() for folder in folders) or final >= first - WORSE:
+    if not all(folder.quality.path.exists() for folder in folders):
         return []
-    text = (
-        f"The final labels, of round {best}, are judged to be worse than those of round 0 (mean predicted Dice "
-        f"{final:.3f}, {first:.3f} in round 0): the training was too short or failed. Take "
-        f"{folders[0].labels}, or train longer (max_iterations)."
-    )
-    return [text]
+    figures = f"mean predicted Dice {final:.3f}, {first:.3f} in round 0"
+    worse = f"of round {best}, are judged to be worse than those of round 0 ({figures}): the training was too short or "
+    if handed_out < best:
+        return [f"The labels, {worse}failed. Handed out are the labels of round 0. Train longer (max_iterations)."]
+    if final < first - WORSE:
+        return [f"The final labels, {worse}failed. Take {folders[0].labels}, or train longer (max_iterations)."]
+    return []

@@ -221,6 +221,23 @@ def predict(job: Job, round: int, cases: Cases = None) -> None:
     over_scans(
         job, "prediction", scans, lambda some: job.config.build("predict#evaluator", round, **{"predict#cases": some})
     )
+    if cases is None:
+        predict_copies(job, round)
+
+
+def predict_copies(job: Job, round: int) -> None:
+    """Predict the copies of the template, which tell how the round's labels compare with those of round 0."""
+    folder = job.run_folder.round(0)
+    copies = [Case(name, folder.copy(name), None, "copy") for name in folder.work("copies").names()]
+    if not copies:
+        return
+    changed = {
+        "predict#cases": copies,
+        "predict#evaluator#val_handlers#1#_target_": "semisam_o1.handlers.copy_predictions",
+        "predict#evaluator#val_handlers#2#what": "prediction of copies",
+        "window": None,  # intensities of copies are normalised
+    }
+    job.config.build("predict#evaluator", round, **changed).run()
 
 
 def lacking_predictions(job: Job, round: int, later: bool) -> list[Case]:

@@ -21,8 +21,8 @@ from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.grids import to_grid
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import atomic_write, write_json
-from semisam_o1.round_0.calibration import calibrate
+from semisam_o1.files import atomic_write, read_json, write_json
+from semisam_o1.round_0.calibration import Calibration, calibrate
 from semisam_o1.round_0.copy_maker import CopyMaker, Plan
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
@@ -254,10 +254,11 @@ def quality_engine(
 ) -> Engine:
     """Estimate the quality of the final labels of ``round`` of a run, and write its quality.csv.
 
-    Round 0 also settles how evidence becomes a predicted Dice, once for the run, see `calibrate`.
+    Each round settles once how evidence becomes a predicted Dice, see `calibrate`, by the labels of its copies. A round
+    whose network labelled no copy has the calibration of round 0.
     """
     run = RunFolder(output_dir)
-    estimate, folder, first = QualityEstimate(store, cohort, output_dir), run.round(round), run.round(0)
+    estimate, folder = QualityEstimate(store, cohort, output_dir), run.round(round)
 
     def process(case: Case) -> Evidence:
         return estimate.evidence(case, folder.final(case.name))
@@ -266,15 +267,14 @@ def quality_engine(
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        if not engine.state.values:
-            return
-        if not first.calibration.is_file():
-            found = calibrate(list(engine.state.values.values()), *copies_evidence(first))
-            write_json(first.calibration, found.content())
-        values = {
-            name: estimate.calibration.predict(found).row(cohort.class_numbers)
-            for name, found in engine.state.values.items()
-        }
-        folder.quality.write(folder.quality.read() | values)
+        found: dict[str, Evidence] = engine.state.values
+        copies = copies_evidence(run, round)
+        if found and not folder.calibration.is_file() and (round == 0 or copies[0]):
+            write_json(folder.calibration, calibrate(list(found.values()), *copies).content())
+        if found:
+            path = folder.calibration if folder.calibration.is_file() else run.round(0).calibration
+            calibration = Calibration.of_content(read_json(path))
+            rows = {name: calibration.predict(one).row(cohort.class_numbers) for name, one in found.items()}
+            folder.quality.write(folder.quality.read() | rows)
 
     return engine

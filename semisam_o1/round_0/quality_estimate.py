@@ -6,7 +6,9 @@ import functools
 import math
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from semisam_o1.data.cohort import Cohort
@@ -18,7 +20,7 @@ from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
-from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 
 DOUBTFUL = 0.7  # reverse consistency below which the reverse alignment itself is doubted
@@ -75,13 +77,26 @@ class QualityEstimate:
         return judged
 
 
-def copies_evidence(folder: RoundFolder) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of each copy of round 0: the true Dice of each class, and the agreement of its label with the probabilities."""
-    made, true, agreement = folder.work("copies"), [], []
+def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each copy: the true Dice of each class of its label of ``round``, and the agreement with round 0, (classes,).
+
+    Both lists are empty if the network of the round has not labelled the copies.
+    """
+    made, true, agreement = run.round(0).work("copies"), [], []
     for name in made.names():
         probabilities, truth = made.load(name, ["probabilities", "truth"])
         label = hard(probabilities)
-        right = F.one_hot(truth.long(), len(label)).movedim(-1, 0).float()
-        true.append(soft_dices(label, right).numpy())
+        if round:
+            path = run.round(round).copy(name)
+            if not path.is_file():
+                continue
+            predicted = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj).astype(np.int64)
+            label = one_hot(torch.from_numpy(predicted), len(label))
+        true.append(soft_dices(label, one_hot(truth, len(label))).numpy())
         agreement.append(soft_dices(label, probabilities, "product").numpy())
     return true, agreement
+
+
+def one_hot(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """(H, W, D) -> (count, H, W, D)."""
+    return F.one_hot(numbers.long(), count).movedim(-1, 0).float()

@@ -57,7 +57,9 @@ def test_tables(run):
     ] * 2
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
     quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))
-    assert [row["case"] for row in quality] == [row["case"] for row in review]
+    assert {row["case"]: row["predicted_dice"] for row in quality} == {
+        row["case"]: row["predicted_dice"] for row in review
+    }
 
 
 def test_run_json_holds_settings_stages_and_versions(run, phantom_dir):

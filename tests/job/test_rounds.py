@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,11 @@ from monai.bundle import ConfigParser
 from semisam_o1.cli import main
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.job.job import Job
+from semisam_o1.job.selection import mean_predicted_dice
 from semisam_o1.job.training_data import training_items
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.round_0.quality import Quality
-from semisam_o1.runfolder import RoundFolder
+from semisam_o1.runfolder import RoundFolder, RunFolder
 from tests.jobs import assert_same_labels, config_of, labels, small
 
 
@@ -84,3 +86,19 @@ def test_rounds_that_begin_from_nothing_are_longer(phantom_dir, tmp_path, warm, 
         parser["round"] = number
         assert parser.get_parsed_content("iterations") == steps
         assert parser.get_parsed_content("train#trainer#max_epochs") * 2 == steps
+
+
+def test_the_network_labels_copies_too_and_a_failed_training_hands_out_round_0(phantom_dir, tmp_path):
+    Job(config_of(phantom_dir, tmp_path, template_copies=2, num_rounds=1)).run()
+    first, last = RunFolder(tmp_path).round(0), RunFolder(tmp_path).round(1)
+    for name in ("copy_1", "copy_2"):
+        image, label = (nibabel.load(folder.copy(name)) for folder in (first, last))
+        assert image.shape == label.shape and np.allclose(image.affine, label.affine, atol=1e-5)
+    assert first.calibration.is_file() and last.calibration.is_file()
+    worth = [mean_predicted_dice(folder) for folder in (first, last)]
+    assert worth[1] < worth[0] - 0.1  # after four iterations
+    assert_same_labels(tmp_path / "pseudo_labels", tmp_path / "round_0" / "labels")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["best_round"], record["labels_round"]) == (1, 0)
+    assert "Handed out are the labels of round 0" in record["warnings"][0]
+    assert not any("copy" in row for row in (last.uncertainty.read(), last.quality.read()))

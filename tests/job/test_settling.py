@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from semisam_o1.files import write_text
-from semisam_o1.job.selection import best_round, change, doubts, mean_predicted_dice
+from semisam_o1.job.selection import best_round, change, doubts, labels_round, mean_predicted_dice
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case
@@ -59,7 +59,7 @@ def test_the_last_round_within_the_tolerance_is_best():
 def test_labels_judged_clearly_worse_than_round_0_are_doubted(tmp_path, ended, said):
     judged(tmp_path / "round_0", 0.7)
     judged(tmp_path / "round_2", ended)
-    found = doubts(RunFolder(tmp_path), 2)
+    found = doubts(RunFolder(tmp_path), 2, 2)
     assert len(found) == said
     if said:
         assert "round 2" in found[0] and "0.670, 0.700" in found[0]
@@ -68,4 +68,17 @@ def test_labels_judged_clearly_worse_than_round_0_are_doubted(tmp_path, ended, s
 def test_nothing_is_doubted_that_was_not_judged(tmp_path):
     judged(tmp_path / "round_0", 0.7)
     write_text(tmp_path / "round_1" / "uncertainty.csv", "case,uncertainty\n")
-    assert doubts(RunFolder(tmp_path), 1) == []
+    assert doubts(RunFolder(tmp_path), 1, 1) == []
+
+
+@pytest.mark.parametrize(("ended", "handed_out"), [(0.70, 2), (0.696, 2), (0.69, 0)])
+def test_labels_of_round_0_are_handed_out_if_copies_say_that_training_failed(tmp_path, ended, handed_out):
+    judged(tmp_path / "round_0", 0.7)
+    judged(tmp_path / "round_2", ended)
+    run = RunFolder(tmp_path)
+    assert labels_round(run, 2, 0.005) == 2  # the network labelled no copies: the judgements cannot be compared
+    write_text(run.round(2).calibration, "{}")
+    assert labels_round(run, 2, 0.005) == handed_out and labels_round(run, 0, 0.005) == 0
+    assert any("Handed out are the labels of round 0" in text for text in doubts(run, 2, handed_out)) == (
+        handed_out == 0
+    )
