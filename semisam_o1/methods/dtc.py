@@ -67,7 +67,7 @@ class DualTaskLoss(TwoStreamLoss):
     def __init__(self, *args, published: bool = False, distance_weight: float = 0.3, **kwargs):
         super().__init__(*args, **kwargs)
         self.published, self.distance_weight = published, distance_weight
-        self.dice_a_class = DiceLoss(sigmoid=False, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5)
+        self.dice_a_class = DiceLoss(squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5, reduction="none")
         if published:
             self.segmentation = PublishedSegmentation()
         self._sdf: torch.Tensor | None = None
@@ -89,7 +89,8 @@ class DualTaskLoss(TwoStreamLoss):
             extra = squared_dice(soft, (label == 1).to(soft))
         else:
             masks = one_hot(label, logits.shape[1])
-            extra = self.dice_a_class(soft, masks)
+            present = masks.sum((0, 2, 3, 4)) > 0
+            extra = self.dice_a_class(soft, masks).flatten()[present].mean()
             extra = extra + self.distance_weight * (sdf - signed_distance(masks)).abs().mean()
         self.weighted["distance"] = float(extra.detach())
         return total + extra

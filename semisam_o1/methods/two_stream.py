@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from monai.utils import CommonKeys as Keys
 from torch import nn
 from torch.utils.data import Sampler
@@ -88,6 +89,27 @@ def published_loss() -> DiceCELoss:
     )  # fmt: skip
 
 
+class PresentDiceCE(nn.Module):
+    """`published_loss`, but with the mean Dice over the classes that the labels (B, 1, H, W, D) hold.
+
+    The Dice loss of a class that they lack is near 1 whatever the network says of it, and pushes its probability down
+    without limit once that is small. The cross-entropy already accounts for voxels called such a class.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice_a_class = DiceLoss(
+            to_onehot_y=True, softmax=True, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5,
+            reduction="none",
+        )  # fmt: skip
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        numbers = label[:, 0].long()
+        present = numbers.flatten().bincount(minlength=logits.shape[1]) > 0
+        dice = self.dice_a_class(logits, label).flatten()[present].mean()
+        return 0.5 * dice + 0.5 * F.cross_entropy(logits, numbers)
+
+
 def gaussian_ramp(fraction: float) -> float:
     """exp(-5 (1 - t)^2), t = ``fraction`` clipped to [0, 1] (Laine and Aila, ICLR 2017)."""
     return math.exp(-5 * (1 - min(max(fraction, 0.0), 1.0)) ** 2)
@@ -99,7 +121,8 @@ class TwoStreamLoss(nn.Module):
     L_sup is `segmentation` on the labelled half, L_pseudo is `segmentation` on the rest against the pseudo-labels.
     mu(i) = min(1, i / (pseudo_rampup I)); lambda(i) = consistency x gaussian_ramp(i / (consistency_rampup I)).
     With ``published_ramp``, lambda depends only on i, as published: consistency x gaussian_ramp(min(i div 150, r) / r)
-    with r = consistency_rampup. A ramp of length 0 gives full weight from the start. A method defines L_cons in
+    with r = consistency_rampup. ``present_alone``: the default `segmentation` is `PresentDiceCE`, else
+    `published_loss`. A ramp of length 0 gives full weight from the start. A method defines L_cons in
     `consistency_term`.
 
     ``weighted`` has the last weighted value of each term, for the log.
@@ -112,9 +135,10 @@ class TwoStreamLoss(nn.Module):
         consistency_rampup: float | None = None,
         pseudo_rampup: float = 0.3,
         published_ramp: bool = False,
+        present_alone: bool = False,
     ):
         super().__init__()
-        self.segmentation = segmentation or published_loss()
+        self.segmentation = segmentation or (PresentDiceCE() if present_alone else published_loss())
         self.consistency = consistency
         self.consistency_rampup = (200 if published_ramp else 0.4) if consistency_rampup is None else consistency_rampup
         self.pseudo_rampup, self.published_ramp = pseudo_rampup, published_ramp

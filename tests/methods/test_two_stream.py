@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from semisam_o1.methods.two_stream import (
     LossProgress,
     PolynomialDecay,
+    PresentDiceCE,
     TwoStreamLoss,
     TwoStreamSampler,
     gaussian_ramp,
@@ -181,6 +182,35 @@ def test_the_published_loss_is_the_plain_formula(num_classes):
     assert float(published_loss()(logits, label)) == pytest.approx(plain_loss(logits, label), rel=1e-4)
     label[:] = 0  # all other classes absent
     assert float(published_loss()(logits, label)) == pytest.approx(plain_loss(logits, label), rel=1e-4)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_a_loss_of_classes_that_are_all_present_is_the_published_one(num_classes):
+    logits, label = batch_of(num_classes)
+    assert label.unique().numel() == num_classes
+    assert float(PresentDiceCE()(logits, label)) == pytest.approx(float(published_loss()(logits, label)), rel=1e-6)
+
+
+def test_a_class_that_labels_lack_is_left_to_the_cross_entropy():
+    """By hand: two voxels, three classes, p = (1/2, 1/2 - e, e), truth (0, 1); the third has no part in the Dice."""
+    e = 1e-3
+    logits = torch.tensor([0.5, 0.5 - e, e]).log().reshape(1, 3, 1, 1, 1).repeat(1, 1, 1, 1, 2)
+    label = torch.tensor([0.0, 1]).reshape(1, 1, 1, 1, 2)
+    dice = sum(1 - (2 * p + 1e-5) / (2 * p**2 + 1 + 1e-5) for p in (0.5, 0.5 - e)) / 2
+    cross = -(math.log(0.5) + math.log(0.5 - e)) / 2
+    logits.requires_grad_()
+    loss = PresentDiceCE()(logits, label)
+    assert float(loss.detach()) == pytest.approx((cross + dice) / 2, rel=1e-5)
+    others = PresentDiceCE()(logits.detach()[:, :2], label)  # the class being not there at all changes little
+    assert float(loss.detach()) == pytest.approx(float(others), abs=e)
+    lacking = 1 - 1e-5 / (2 * e**2 + 1e-5)  # what the published Dice adds for the third class
+    published = float(published_loss()(logits.detach(), label))
+    assert published == pytest.approx((cross + (2 * dice + lacking) / 3) / 2, rel=1e-5)
+
+
+def test_training_is_told_which_loss_it_has():
+    assert isinstance(TwoStreamLoss(present_alone=True).segmentation, PresentDiceCE)
+    assert isinstance(TwoStreamLoss().segmentation, type(published_loss()))
 
 
 class Consistent(TwoStreamLoss):
