@@ -16,13 +16,13 @@ from monai.utils import CommonKeys as Keys
 from torch import nn
 
 from semisam_o1.data.export import write_label, write_share, write_weights
-from semisam_o1.data.grids import to_grid
+from semisam_o1.data.grids import Grid, slabs, to_grid
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.files import WorkFiles, atomic_write
 from semisam_o1.runfolder import PredictionFolder, RunFolder, uncertainty_table
 from semisam_o1.tables import CaseTable
-from semisam_o1.types import Case
+from semisam_o1.types import Affine, Case
 from semisam_o1.uncertainty import predictive_entropy
 from semisam_o1.weights import check_weights, read_checkpoint
 
@@ -53,7 +53,7 @@ class PredictionSaver:
         cases: the cases that may occur.
         label: case name -> path of its label; uncertainty_map: case name -> path of its uncertainty map.
         table: receives the mean uncertainty of each volume.
-        uncertainty: the measure, see the module `uncertainty`.
+        uncertainty: the measure, see the module `uncertainty`; each voxel's depends on that voxel alone.
         kept: receives the probabilities of pool scans, on the grid of the network's input.
         over_padding: as published, take the mean uncertainty over the network's input, including the even padding that
             the inferer may return; else over the scan.
@@ -103,17 +103,24 @@ class PredictionSaver:
         inner = middle(seen, engine.state.batch[Keys.IMAGE].shape[2:])
         if self.kept is not None and case.split == "pool":
             self.kept.save(name, {"probabilities": inner.mean(0)}, {"affine": affine})
-        members = torch.stack([to_grid(member, affine, grid).clamp(0, 1) for member in inner])
-        uncertainty = self.uncertainty(members)
+        label, uncertainty = self.on_grid(inner, affine, grid)
         mean = (self.uncertainty(seen) if self.over_padding else uncertainty).mean()
         self.found[name] = {"uncertainty": float(mean)}
-        label = members.mean(0).argmax(0, keepdim=True)
         label = label if self.numbers is None else torch.as_tensor(self.numbers)[label]
         label = keep_largest(label, self.largest_component)[0]
         with self.writing(self.label(name)) as aside:
             write_label(aside, label.numpy(), case.image, grid)
         with self.writing(self.uncertainty_map(name)) as aside:
             write_share(aside, uncertainty.numpy(), case.image, grid)
+
+    def on_grid(self, inner: torch.Tensor, affine: Affine, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Label (1, H, W, D) of channels and uncertainty (H, W, D) on ``grid``, part by part: see `slabs`."""
+        labels, uncertainties = [], []
+        for _, part in slabs(grid, inner.shape[0] * inner.shape[1]):
+            members = torch.stack([to_grid(member, affine, part).clamp(0, 1) for member in inner])
+            uncertainties.append(self.uncertainty(members))
+            labels.append(members.mean(0).argmax(0, keepdim=True))
+        return torch.cat(labels, 1), torch.cat(uncertainties)
 
     def completed(self, engine: Engine) -> None:
         earlier = {name: row for name, row in self.table.read().items() if name not in self.cases}

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from semisam_o1.types import DatasetError
@@ -25,6 +25,7 @@ class Kind:
         null: None is allowed. words: texts that are allowed; ``text``: any text is; ``pattern``: texts like ``example``
             are. truth: true or false. part: a component of the config.
         length: a list of so many numbers; ``lists``: a list of any length, a number alone too if ``alone``.
+        rows: a part of a list may itself be a list of so many numbers.
     """
 
     whole: bool = False
@@ -43,6 +44,7 @@ class Kind:
     length: int | None = None
     lists: bool = False
     alone: bool = True
+    rows: int | None = None
 
     def fits(self, value: Any) -> bool:
         if value is None:
@@ -55,7 +57,8 @@ class Kind:
         if isinstance(value, (list, tuple)):
             one = Kind(self.whole, self.low, self.high, self.above, self.below, self.numbers, text=self.text)
             right = len(value) == self.length if self.length is not None else self.lists
-            return right and all(one.fits(part) for part in value)
+            row = one if self.rows is None else replace(one, length=self.rows)
+            return right and all((row if isinstance(part, (list, tuple)) else one).fits(part) for part in value)
         if not isinstance(value, (int, float)):
             return self.part
         return self.numbers and self.alone and self._is_number(value)
@@ -93,6 +96,7 @@ class Kind:
             bounds.append(f"to below {self.high:,.10g}" if self.below else f"to {self.high:,.10g}")
         range_ = f" {' '.join(bounds)}" if bounds else ""
         several = f"{self.length} {one}s{range_}" if self.length else f"a list of {one}s{range_}"
+        several += "" if self.rows is None else f", or of {self.rows} of them for a part"
         single = f"a {one}{range_}"
         if self.length is None and not self.lists:
             return single
@@ -165,10 +169,11 @@ KINDS: dict[str, Kind] = {
     "checkpoint_seconds": Kind(low=0),
     "round": whole(0, 1000),
     "train_voxels": Kind(low=500, high=1e9),
-    "train_spacing": WORKING,
+    "train_spacing": replace(WORKING, length=3),
     "patch_voxels": Kind(low=500, high=1e9),
     "patch_size": Kind(whole=True, low=1, high=4096, length=3, alone=False),
     "intensities": INTENSITIES,
+    "network_strides": Kind(whole=True, low=1, high=8, lists=True, alone=False, rows=3),
     "network_widths": Kind(whole=True, low=1, high=4096, length=5, alone=False),
     "max_iterations": whole(1),
     "first_round_factor": POSITIVE,

@@ -3,7 +3,7 @@
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.formats import Format
-from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, to_grid
+from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, choose_strides, choose_train_spacing, to_grid
 from semisam_o1.data.images import image_files, readable_cases
 from semisam_o1.data.labels import read_label
 from semisam_o1.data.reader import CachedScanDataset, LoadScand, ScanDataset, ScanReader
@@ -15,6 +15,7 @@ from semisam_o1.data.transforms import (
     image_chain,
     label_chain,
     random_flips,
+    random_poses,
     template_components,
 )
 
@@ -32,11 +33,14 @@ __all__ = [
     "chain",
     "choose_patch",
     "choose_spacing",
+    "choose_strides",
+    "choose_train_spacing",
     "image_chain",
     "image_files",
     "label_chain",
     "open_cohort",
     "random_flips",
+    "random_poses",
     "read_label",
     "readable_cases",
     "template_components",

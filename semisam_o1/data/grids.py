@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -17,6 +17,12 @@ from semisam_o1.types import Affine, Probabilities
 
 REACH = 0.75  # voxels beyond the centre of a volume's last voxel; `Spacing` leaves up to 0.54 there
 LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottleneck
+THICK = 1.5  # times the isotropic spacing; below it, keeping the slices makes in-plane voxels at most 1.22 times finer
+POOLED = 2.0  # times the finest spacing; a coarser axis is not halved, as in nnU-Net
+LEAST_SIDE = 4  # voxels; a side is not halved to less
+SLAB = 2**24  # values that `slabs` allows at once: 64 MiB of float32
+
+Spacing = float | Sequence[float]  # mm, one for all axes or one for each of R, A, S
 
 
 class Grid(NamedTuple):
@@ -48,23 +54,74 @@ def corner_distance(one: Grid, other: Grid) -> float:
     return float(np.linalg.norm((corners @ between.T)[:, :3], axis=1).max())
 
 
-def working_shape(case_grid: Grid, spacing: float) -> np.ndarray:
+def slabs(grid: Grid, channels: int) -> Iterator[tuple[slice, Grid]]:
+    """Parts of a grid along its first axis, in order, in which ``channels`` volumes have at most `SLAB` values.
+
+    A part has at least one plane. Memory for the probabilities of many classes thus does not grow with the scan.
+    """
+    planes = max(1, SLAB // (channels * int(np.prod(grid.shape[1:]))))
+    for start in range(0, grid.shape[0], planes):
+        rows = slice(start, min(start + planes, grid.shape[0]))
+        yield rows, cropped(grid, (rows, *(slice(0, n) for n in grid.shape[1:])))
+
+
+def working_shape(case_grid: Grid, spacing: Spacing) -> np.ndarray:
     """Voxels per side (3,), RAS order, of a scan in the working space."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(case_grid.shape) - 1)
     world = corners @ case_grid.affine[:3, :3].T
-    return np.ceil(np.ptp(world, axis=0) / spacing + 0.5).astype(int)
+    return np.ceil(np.ptp(world, axis=0) / np.asarray(spacing) + 0.5).astype(int)
 
 
-def choose_patch(grids: Sequence[Grid], spacing: float, max_voxels: int, divisor: int = 8) -> list[int]:
-    """Sides of a training patch, RAS order: the median scan's, as multiples of ``divisor``, at most ``max_voxels``.
+def is_isotropic(spacing: Spacing | None) -> bool:
+    """Whether a working spacing is one number, or None (the stored grid)."""
+    return spacing is None or np.ndim(spacing) == 0
 
-    If the whole scan has more voxels, the longest side is shortened until the patch fits.
+
+def in_plane(spacing: Spacing | None) -> list[bool]:
+    """For the axes R, A, S: whether the other two axes have voxels of like size, within `THICK`.
+
+    A rotation about such an axis stays a rotation in voxel indices.
     """
-    sides = np.median([working_shape(grid, spacing) for grid in grids], axis=0)
-    sides = np.maximum(np.ceil(sides / divisor), 2).astype(int) * divisor
+    if is_isotropic(spacing):
+        return [True] * 3
+    sides = np.asarray(spacing, float)
+    return [bool(pair.max() <= THICK * pair.min()) for pair in (np.delete(sides, axis) for axis in range(3))]
+
+
+def _median_shape(grids: Sequence[Grid], spacing: Spacing) -> np.ndarray:
+    """Voxels per side (3,), RAS order, of the median scan in the working space."""
+    return np.median([working_shape(grid, spacing) for grid in grids], axis=0)
+
+
+def choose_strides(grids: Sequence[Grid], spacing: Spacing | None, levels: int = 3) -> list:
+    """The stride of each level of a U-Net: 2, or for a ``spacing`` of three numbers a list of 1 or 2 for R, A, S.
+
+    An axis is halved while its voxels are at most `POOLED` times the finest and its side keeps `LEAST_SIDE` voxels.
+    Source: the rule of nnU-Net (Isensee et al., Nature Methods 2021).
+    """
+    if is_isotropic(spacing):
+        return [2] * levels
+    sides, sizes, strides = _median_shape(grids, spacing), np.array(spacing, float), []
+    for _ in range(levels):
+        halved = (sizes <= POOLED * sizes.min()) & (np.ceil(sides / 2) >= LEAST_SIDE)
+        factors = np.where(halved, 2, 1)
+        sides, sizes = np.ceil(sides / factors), sizes * factors
+        strides.append([int(n) for n in factors])
+    return strides
+
+
+def choose_patch(grids: Sequence[Grid], spacing: Spacing, max_voxels: int, levels: int = 3) -> list[int]:
+    """Sides of a training patch, RAS order: the median scan's, at most ``max_voxels``, for a U-Net of `choose_strides`.
+
+    A side is a multiple of the product of the strides along its axis. If the whole scan has more voxels, the longest
+    side is shortened until the patch fits.
+    """
+    sides = _median_shape(grids, spacing)
+    divisors = np.prod([np.broadcast_to(s, 3) for s in choose_strides(grids, spacing, levels)], axis=0)
+    sides = np.maximum(np.ceil(sides / divisors), 2 if is_isotropic(spacing) else 1).astype(int) * divisors
     sides[sides.argmax()] = max(sides.max(), LONGEST_SIDE)
     while sides.prod() > max_voxels and sides.max() > LONGEST_SIDE:
-        sides[sides.argmax()] -= divisor
+        sides[sides.argmax()] -= divisors[sides.argmax()]
     return [int(n) for n in sides]
 
 
@@ -73,9 +130,45 @@ def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
 
     It is relative to the field of view, so it also suits scans whose true voxel size is unknown.
     """
-    extents = [np.prod(np.array(grid.shape[:3]) * grid.spacing) for grid in grids]
     finest = np.median([grid.spacing.min() for grid in grids])
-    return float(f"{max((np.median(extents) / max_voxels) ** (1 / 3), finest):.5g}")
+    return _rounded(max((_median_extent(grids) / max_voxels) ** (1 / 3), finest))
+
+
+def choose_train_spacing(grids: Sequence[Grid], max_voxels: int) -> float | list[float]:
+    """`choose_spacing`; for scans with thick slices three numbers instead, mm along R, A, S.
+
+    An axis is thick if its stored spacing is more than `THICK` times the isotropic one. It keeps its own, and the other
+    axes share the voxels; none is finer than stored. The axes of an oblique scan count as thick only as long as they
+    lie so near to R, A, S that this loses no detail, see `resolved_spacing`.
+    """
+    isotropic = choose_spacing(grids, max_voxels)
+    kept = np.median([resolved_spacing(grid, isotropic) for grid in grids], axis=0)
+    thick = kept > THICK * isotropic
+    if not thick.any() or thick.all():
+        return isotropic
+    share = (_median_extent(grids) / max_voxels / kept[thick].prod()) ** (1 / (~thick).sum())
+    stored = np.median([resolved_spacing(grid) for grid in grids], axis=0)
+    return [_rounded(size) for size in np.where(thick, kept, np.maximum(share, stored))]
+
+
+def resolved_spacing(grid: Grid, finest: float = 0.0) -> np.ndarray:
+    """The largest spacing along R, A, S (3,) mm that keeps every detail of a scan that is not below ``finest`` mm.
+
+    A grid with voxel sizes s_i along directions d_i holds the frequencies f with |f . d_i| < 1 / (2 s_i). Their largest
+    component along an axis w is the sum of |d_i . w| / (2 s_i); the spacing is 1 over twice this sum. It is s_i itself
+    if d_i is the axis. s_i is at least ``finest``.
+    """
+    directions = grid.affine[:3, :3] / grid.spacing
+    return 1 / (np.abs(directions) / np.maximum(grid.spacing, finest)).sum(axis=1)
+
+
+def _median_extent(grids: Sequence[Grid]) -> float:
+    """The volume of the median scan's field of view, mm3."""
+    return float(np.median([np.prod(np.array(grid.shape[:3]) * grid.spacing) for grid in grids]))
+
+
+def _rounded(spacing: float) -> float:
+    return float(f"{spacing:.5g}")
 
 
 def to_grid(

@@ -1,6 +1,6 @@
 """Transforms from a file to the working space: MONAI readers and chains.
 
-The working space is axis-aligned RAS with one isotropic spacing for the whole cohort: `Orientationd("RAS")`, then
+The working space is axis-aligned RAS with one spacing for the whole cohort: `Orientationd("RAS")`, then
 `Spacingd(..., diagonal=True)`, which also rotates oblique scans to the world axes. `to_grid` resamples results back
 to the stored grid by their affines, independently of the steps in between.
 """
@@ -15,7 +15,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import (
-    AsDiscreted,
     Compose,
     CropForegroundd,
     DeleteItemsd,
@@ -24,6 +23,7 @@ from monai.transforms import (
     MapTransform,
     Orientationd,
     Pad,
+    RandAffined,
     RandFlipd,
     Randomizable,
     Spacingd,
@@ -33,6 +33,7 @@ from monai.utils import CommonKeys as Keys
 from scipy.ndimage import gaussian_filter
 
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.grids import SLAB, Spacing, in_plane, is_isotropic
 from semisam_o1.data.intensities import HAS_DATA, INTENSITIES, NormaliseDatad
 from semisam_o1.data.no_data import no_data
 from semisam_o1.data.reader import LoadScand, ScanReader
@@ -147,10 +148,38 @@ class LoadLabeld(MapTransform):
         return dict(data) | volumes
 
 
+class FractionalLabeld(MapTransform):
+    """A label of channel numbers (1, H, W, D) as one volume a class, resampled: (num_classes, h, w, d).
+
+    So many classes at a time are on the stored grid that they have at most `SLAB` values there.
+
+    Args:
+        resample: a chain that changes each channel alone.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int, resample: Compose):
+        super().__init__(keys)
+        self.num_classes, self.resample = num_classes, resample
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict:
+        data = dict(data)
+        for key in self.key_iterator(data):
+            label, parts = data[key], []
+            values = label.as_tensor()
+            for numbers in torch.arange(self.num_classes).split(max(1, SLAB // values.numel())):
+                masks = (values == numbers[:, None, None, None]).float()
+                found = MetaTensor(masks, meta=dict(label.meta), applied_operations=list(label.applied_operations))
+                parts.append(self.resample({key: found})[key])
+            data[key] = parts[0]
+            if len(parts) > 1:
+                data[key] = MetaTensor(torch.cat([part.as_tensor() for part in parts]), meta=parts[0].meta)
+        return data
+
+
 def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Compose:
     """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1."""
-    load, onehot = LoadLabeld(Keys.LABEL, cohort), AsDiscreted(Keys.LABEL, to_onehot=cohort.num_classes)
-    return Compose([load, onehot, *_resampling(Keys.LABEL, spacing)])
+    resample = Compose(_resampling(Keys.LABEL, spacing))
+    return Compose([LoadLabeld(Keys.LABEL, cohort), FractionalLabeld(Keys.LABEL, cohort.num_classes, resample)])
 
 
 def _resampling(
@@ -203,6 +232,41 @@ class PublishedRandCropd(Randomizable, MapTransform):
         starts = [int(self.R.randint(0, max(n - p, 1))) for n, p in zip(sides, self.patch_size)]
         crop = SpatialCrop(roi_start=starts, roi_end=[s + p for s, p in zip(starts, self.patch_size)])
         return data | {key: crop(data[key]) for key in self.key_iterator(data)}
+
+
+def random_poses(
+    keys: KeysCollection,
+    spacing: Spacing | None = None,
+    prob: float = 0.8,
+    turn: float = 0.3,
+    shear: float = 0.05,
+    scale: float = 0.2,
+    shift: float = 5,
+    mode: Sequence[str] = ("bilinear", "nearest"),
+) -> RandAffined:
+    """`RandAffined` of patches with voxels of ``spacing`` mm along R, A, S: rotated, sheared, scaled and shifted.
+
+    MONAI rotates and shears voxel indices. With thick slices (`in_plane`) that would be another change in mm, and a
+    turn out of the plane would mix slices that lie far apart. Patches are then rotated and sheared in the plane alone,
+    as in nnU-Net.
+
+    Args:
+        turn: largest rotation about each axis, radians. shear: largest factor.
+        scale: largest change of size along each axis, as a share.
+        shift: largest shift in voxels; along an axis with coarser voxels, as many mm as along the finest.
+    """
+    about, sizes = in_plane(spacing), np.ones(3) if is_isotropic(spacing) else np.asarray(spacing, float)
+    pairs = [(row, column) for row in range(3) for column in range(3) if row != column]  # in MONAI's order
+    return RandAffined(
+        keys,
+        prob=prob,
+        rotate_range=[turn * inside for inside in about],
+        shear_range=[shear * about[3 - row - column] for row, column in pairs],
+        scale_range=[scale] * 3,
+        translate_range=[float(shift * sizes.min() / size) for size in sizes],
+        mode=list(mode),
+        padding_mode="border",
+    )
 
 
 def random_flips(keys: KeysCollection, axes: Sequence[int], prob: float = 0.5) -> Compose:

@@ -148,15 +148,14 @@ class JobConfig(Config):
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Every top-level id that holds a number, a text or a list of these."""
+        """Every top-level id that holds a number, a text or a list of these, nested or not."""
         parser, found = self._parser(), {}
         self._refuse_wrong_results(parser, with_cohort=True)
         for name, value in self.raw.items():
             if name in ACTIONS or name == "cohort" or isinstance(value, dict):
                 continue
             value = result(parser, name)
-            parts = value if isinstance(value, (list, tuple)) else [value]
-            if all(isinstance(part, PLAIN) for part in parts):
+            if is_plain(value):
                 found[name] = list(value) if isinstance(value, tuple) else value
         if found.get("template"):  # as case names, or as pseudonyms
             found["template"] = [case.name for case in self.cohort.templates]
@@ -225,6 +224,11 @@ def result(parser: ConfigParser, id: str) -> Any:
 def last(error: Exception) -> str:
     """The message of the error that began a chain of them, on one line."""
     return " ".join(str([*chain(error)][-1]).split())
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, None or a list of these, nested or not."""
+    return all(map(is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, PLAIN)
 
 
 def keys_of(config: Any) -> Iterable:

@@ -13,6 +13,7 @@ from semisam_o1.methods.average import WeightAverage
 from semisam_o1.methods.two_stream import TwoStreamLoss
 
 UNLABELLED, LABELLED = 0, 1
+LEAST_SIDE = 16  # voxels, of the discriminator's input
 
 
 class Discriminator(nn.Module):
@@ -21,7 +22,7 @@ class Discriminator(nn.Module):
     4x4x4 convolutions with stride 2: one from each input to ``width`` channels, summed, then three to 2, 4 and 8 times
     ``width``; LeakyReLU 0.2 after each, Dropout3d 0.5 after the first three. Then the mean over the first ``pool``
     positions of each axis (as published; of a patch of 128 this keeps one corner of 8), or over all if ``pool`` is
-    None, and a linear layer. The input needs at least 16 voxels per side.
+    None, and a linear layer. Zeros follow a side below `LEAST_SIDE` voxels, up to this number.
     """
 
     def __init__(self, num_classes: int, width: int = 64, pool: int | None = None):
@@ -35,6 +36,10 @@ class Discriminator(nn.Module):
         self.pool, self.dropout = pool, nn.Dropout3d(0.5)
 
     def forward(self, probabilities: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        lacks = [max(LEAST_SIDE - side, 0) for side in image.shape[2:]]
+        if any(lacks):
+            pads = [0, lacks[2], 0, lacks[1], 0, lacks[0]]
+            probabilities, image = F.pad(probabilities, pads), F.pad(image, pads)
         x = self.conv0(probabilities) + self.conv1(image)
         for following in (self.conv2, self.conv3, self.conv4):
             x = following(self.dropout(F.leaky_relu(x, 0.2)))

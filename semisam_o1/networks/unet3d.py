@@ -1,5 +1,6 @@
 """The 3D U-Net of the published one-label method, and its variant with two heads."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTHS = (16, 32, 64, 128, 256)
+STRIDES = (2, 2, 2, 2)
 
 
 class UNet3D(nn.Module):
@@ -17,49 +19,65 @@ class UNet3D(nn.Module):
     Kaiming initialisation. Source: the network of the published one-label method. The parameter names are the same, so
     its checkpoints load. Any voxel size; the spatial axes keep their order.
 
-    Sides need not be divisible by 16. Pooling drops a last odd plane; on the way up, its neighbour is repeated in its
-    place, so voxels keep their positions.
+    Sides need not be divisible by the strides. Pooling drops a last odd plane; on the way up, its neighbour is repeated
+    in its place, so voxels keep their positions.
 
-    ``features`` are the five widths, from the full resolution to the bottleneck.
+    ``features`` are the five widths, from the full resolution to the bottleneck. ``strides`` are the four factors of
+    pooling, as published 2 along every axis; one may be a list of three, for H, W, D.
 
-    Raises ``ValueError`` if there are not five ``features``, if a side is below 16 voxels, or if all sides are below
-    32, because InstanceNorm has no variance over a bottleneck of one voxel.
+    Raises ``ValueError`` if there are not five ``features`` and four ``strides``, if a side is below the product p of
+    its strides (16), or if all sides are below 2 p (32), because InstanceNorm has no variance over a bottleneck of one
+    voxel.
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, features: Sequence[int] = WIDTHS, dropout: float = 0.3
+        self,
+        in_channels: int,
+        num_classes: int,
+        features: Sequence[int] = WIDTHS,
+        dropout: float = 0.3,
+        strides: Sequence[int | Sequence[int]] = STRIDES,
     ) -> None:
         super().__init__()
         if len(features) != len(WIDTHS):
             raise ValueError(f"features must be {len(WIDTHS)} widths, got {tuple(features)}")
+        if len(strides) != len(STRIDES):
+            raise ValueError(f"strides must be {len(STRIDES)}, got {list(strides)}")
+        s1, s2, s3, s4 = pooled = [(s,) * 3 if isinstance(s, int) else tuple(s) for s in strides]
+        self.least = [math.prod(axis) for axis in zip(*pooled)]
+        least, longest = (_text([n * p for p in self.least]) for n in (1, 2))
+        self.needed = f"sides of at least {least} voxels and one of at least {longest}"
         w1, w2, w3, w4, w5 = features
         self.conv1 = _ConvPair(in_channels, w1)
         self.conv2 = _ConvPair(w1, w2)
         self.conv3 = _ConvPair(w2, w3)
         self.conv4 = _ConvPair(w3, w4)
         self.center = _ConvPair(w4, w5)
-        self.up_concat4 = _UpConcat(w5, w4)
-        self.up_concat3 = _UpConcat(w4, w3)
-        self.up_concat2 = _UpConcat(w3, w2)
-        self.up_concat1 = _UpConcat(w2, w1)
+        self.up_concat4 = _UpConcat(w5, w4, s4)
+        self.up_concat3 = _UpConcat(w4, w3, s3)
+        self.up_concat2 = _UpConcat(w3, w2, s2)
+        self.up_concat1 = _UpConcat(w2, w1, s1)
         self.final = nn.Conv3d(w1, num_classes, 1)
-        self.pool = nn.MaxPool3d(2)
+        self.pool1, self.pool2, self.pool3, self.pool4 = (nn.MaxPool3d(stride) for stride in pooled)
         self.dropout = nn.Dropout(dropout)
         self.apply(_kaiming)
 
     def decode(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W, D) -> the input of the heads, (B, features[0], H, W, D)."""
         sides = x.shape[2:]
-        if len(sides) != 3 or min(sides) < 16 or max(sides) < 32:
+        fits, longest = len(sides) == 3, False
+        for side, least in zip(sides, self.least):
+            fits, longest = fits and side >= least, longest or side >= 2 * least
+        if not fits or not longest:
             raise ValueError(
-                f"expected (B, C, H, W, D) with sides of at least 16 voxels and one of at least 32, "
-                f"got {list(x.shape)}: pad the volume or take a larger patch"
+                f"expected (B, C, H, W, D) with {self.needed}, got {list(x.shape)}: "
+                "pad the volume or take a larger patch"
             )
         level1 = self.conv1(x)
-        level2 = self.conv2(self.pool(level1))
-        level3 = self.conv3(self.pool(level2))
-        level4 = self.conv4(self.pool(level3))
-        up = self.dropout(self.center(self.pool(level4)))
+        level2 = self.conv2(self.pool1(level1))
+        level3 = self.conv3(self.pool2(level2))
+        level4 = self.conv4(self.pool3(level3))
+        up = self.dropout(self.center(self.pool4(level4)))
         up = self.up_concat4(level4, up)
         up = self.up_concat3(level3, up)
         up = self.up_concat2(level2, up)
@@ -78,9 +96,14 @@ class UNet3DSDF(UNet3D):
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, features: Sequence[int] = WIDTHS, dropout: float = 0.3
+        self,
+        in_channels: int,
+        num_classes: int,
+        features: Sequence[int] = WIDTHS,
+        dropout: float = 0.3,
+        strides: Sequence[int | Sequence[int]] = STRIDES,
     ) -> None:
-        super().__init__(in_channels, num_classes, features, dropout)
+        super().__init__(in_channels, num_classes, features, dropout, strides)
         self.final2 = nn.Conv3d(features[0], num_classes, 1)
         _kaiming(self.final2)
 
@@ -117,16 +140,22 @@ class _ConvPair(nn.Module):
 
 
 class _UpConcat(nn.Module):
-    def __init__(self, deep_channels: int, skip_channels: int) -> None:
+    def __init__(self, deep_channels: int, skip_channels: int, stride: tuple[int, ...]) -> None:
         super().__init__()
+        self.factors = [float(n) for n in stride]
         self.conv = _ConvPair(deep_channels + skip_channels, skip_channels)
 
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
-        deep = F.interpolate(deep, scale_factor=2.0, mode="trilinear", align_corners=False)
+        deep = F.interpolate(deep, scale_factor=self.factors, mode="trilinear", align_corners=False)
         lost = [skip.shape[axis] - deep.shape[axis] for axis in (2, 3, 4)]
         if max(lost) > 0:
             deep = F.pad(deep, [0, lost[2], 0, lost[1], 0, lost[0]], mode="replicate")
         return self.conv(torch.cat([skip, deep], dim=1))
+
+
+def _text(sides: Sequence[int]) -> str:
+    """One number for three equal sides."""
+    return str(sides[0]) if len(set(sides)) == 1 else " x ".join(map(str, sides))
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:

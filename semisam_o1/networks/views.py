@@ -10,6 +10,8 @@ from monai.inferers import Inferer
 from monai.transforms import Rotate
 from torch import nn
 
+from semisam_o1.data.grids import Spacing, in_plane
+
 Change = Callable[[torch.Tensor], torch.Tensor]
 LEAST = 1e-6  # lower bound of a probability, for a finite logarithm
 
@@ -18,20 +20,22 @@ class Views(Inferer):
     """Logits whose softmax is the mean softmax of ``inferer`` over several views of the volume.
 
     The views are the original volume, its rotations by ``turn`` and -``turn`` about each axis through its middle, and
-    its mirror images.
+    its mirror images. With thick slices the rotations are those in the plane alone, as in training.
 
     Args:
-        inferer: volume (B, C, H, W, D) -> logits (B, num_classes, H, W, D), on a grid with isotropic spacing.
+        inferer: volume (B, C, H, W, D) -> logits (B, num_classes, H, W, D).
         turn: radians; 0 for no rotations.
         flips: axes to mirror, 0, 1, 2 for H, W, D.
+        spacing: of the volume, mm, one number or three.
     """
 
-    def __init__(self, inferer: Inferer, turn: float = 0.0, flips: Sequence[int] = ()):
+    def __init__(self, inferer: Inferer, turn: float = 0.0, flips: Sequence[int] = (), spacing: Spacing | None = None):
         super().__init__()
         if not set(flips) <= {0, 1, 2}:
             raise ValueError(f"flips {list(flips)}: expected axes of 0, 1 and 2")
         self.inferer = inferer
-        angles = [[sign * turn * (axis == own) for own in range(3)] for axis in range(3) for sign in (1, -1) if turn]
+        axes = [axis for axis, inside in enumerate(in_plane(spacing)) if inside]
+        angles = [[sign * turn * (axis == own) for own in range(3)] for axis in axes for sign in (1, -1) if turn]
         self.views = [(turned(angle), turned([-a for a in angle])) for angle in angles]
         self.views += [(flipped(axis), flipped(axis)) for axis in flips]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.grids import Grid, to_grid
+from semisam_o1.data.grids import Grid, slabs, to_grid
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.refinement.votes import Voters, place_vectors, uncertain, volume_votes, vote_labels, voxel_votes
 from semisam_o1.round_0.alignment import CHANNELS, centred_points, principal
@@ -154,11 +154,14 @@ class VoxelVotes:
         cells = self.cells if len(voters.shares) > EXACT else 0
         voted = probabilities.flatten(1).clone()
         voted[:, asked] = voxel_votes(voters, queries, self.k, cells).T
-        voted = to_grid(voted.reshape(probabilities.shape), features.affine, features.scan)
-        joined = self.share * voted + (1 - self.share) * self._predicted(case.name, features.scan)
+        voted = voted.reshape(probabilities.shape)
+        found = []
+        for _, part in slabs(features.scan, len(voted)):
+            joined = self.share * to_grid(voted, features.affine, part)
+            found.append((joined + (1 - self.share) * self._predicted(case.name, part)).argmax(0))
         label = self.cohort.label(case, self.folder.prediction(case.name))
         uncertainty = self.cohort.reader.volume(self.folder.uncertainty_map(case.name)).as_tensor()[0]
-        return torch.where(uncertainty >= least, joined.argmax(0).to(label), label)
+        return torch.where(uncertainty >= least, torch.cat(found).to(label), label)
 
     def _most_like(self, name: str) -> str:
         """The template most similar to a scan by global descriptor; used if nothing was aligned."""

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label, write_share
-from semisam_o1.data.grids import to_grid
+from semisam_o1.data.grids import slabs, to_grid
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.files import atomic_write, read_json, write_json
@@ -52,14 +53,19 @@ def write_results(
     as far as the outermost tokens reach (see `to_grid`). With ``published``, each voxel has the probabilities of its
     token, and voxels outside of all tokens are background.
     """
-    if published:
-        probabilities = to_grid(probabilities, found.affine, found.scan, "nearest", "zeros")
-        probabilities[0] += 1 - probabilities.sum(0)
-    else:
-        probabilities = to_grid(probabilities, found.affine, found.scan)
-    write_label(folder.label(case.name), probabilities.argmax(0).numpy(), case.image, found.scan, numbers)
-    write_share(folder.confidence(case.name), probabilities.amax(0).numpy(), case.image, found.scan)
-    return float(predictive_entropy(probabilities.clamp(0, 1)[None]).mean())
+    shape = found.scan.shape
+    label, highest, uncertainty = np.empty(shape, np.uint16), np.empty(shape, np.float32), torch.empty(shape)
+    for rows, part in slabs(found.scan, len(probabilities)):
+        if published:
+            shares = to_grid(probabilities, found.affine, part, "nearest", "zeros")
+            shares[0] += 1 - shares.sum(0)
+        else:
+            shares = to_grid(probabilities, found.affine, part)
+        label[rows], highest[rows] = shares.argmax(0).numpy(), shares.amax(0).numpy()
+        uncertainty[rows] = predictive_entropy(shares.clamp(0, 1)[None])
+    write_label(folder.label(case.name), label, case.image, found.scan, numbers)
+    write_share(folder.confidence(case.name), highest, case.image, found.scan)
+    return float(uncertainty.mean())
 
 
 def case_engine(process: Callable[[Case], Any], what: str, handlers: Sequence) -> Engine:

@@ -266,7 +266,7 @@ def test_the_patch_is_the_median_scan_shortened_until_it_fits():
     assert choose_patch(grids, 1.0, 10**6) == [104, 80, 64]
     # 104 80 64 -> 96 .. -> 72 80 64 -> 72 72 64 -> 64 72 64, the first of 294,912 voxels or fewer
     assert choose_patch(grids, 1.0, 300_000) == [64, 72, 64]
-    assert choose_patch(grids, 1.0, 300_000, divisor=16) == [64, 64, 64]
+    assert choose_patch(grids, 1.0, 300_000, levels=4) == [64, 64, 64]
     assert choose_patch(grids, 2.0, 10**6) == [56, 40, 32]
 
 

@@ -41,6 +41,15 @@ def test_published_pooling_keeps_a_corner():
         assert not torch.equal(whole(share, image), whole(changed, image))
 
 
+def test_thin_patches_end_in_zeros():
+    torch.manual_seed(0)
+    made = Discriminator(3, width=2).eval()
+    share, image = torch.rand(1, 3, 16, 18, 10), torch.rand(1, 1, 16, 18, 10)
+    ended = [torch.cat([volume, torch.zeros(*volume.shape[:-1], 6)], -1) for volume in (share, image)]
+    with torch.no_grad():
+        assert torch.equal(made(share, image), made(*ended))
+
+
 def test_the_formula_written_out():
     torch.manual_seed(0)
     made = Discriminator(3, width=4).eval()

@@ -66,6 +66,18 @@ def test_turns_are_of_the_angle_that_was_said():
     assert max(middles) == pytest.approx(15 * math.tan(0.2), abs=0.2)
 
 
+def test_thick_slices_are_turned_in_the_plane_alone():
+    """Each slice has one value: no view changes it. The plain view and two turns are left."""
+    image, network = torch.arange(6.0).expand(1, 1, 20, 20, 6), Brightness()
+    Views(SimpleInferer(), turn=0.3, spacing=[1.0, 1.0, 4.0])(image, network)
+    assert len(network.seen) == 3
+    for view in network.seen:
+        torch.testing.assert_close(view, image, rtol=0, atol=1e-4)
+    even = Brightness()
+    Views(SimpleInferer(), turn=0.3, spacing=1.0)(image, even)
+    assert len(even.seen) == 7
+
+
 def test_without_views_the_logits_are_left_alone():
     image = torch.randn(1, 1, 4, 4, 4)
     assert torch.equal(Views(SimpleInferer())(image, Brightness()), Brightness()(image))
