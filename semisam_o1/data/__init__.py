@@ -3,7 +3,15 @@
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.formats import Format
-from semisam_o1.data.grids import Grid, choose_patch, choose_spacing, choose_strides, choose_train_spacing, to_grid
+from semisam_o1.data.grids import (
+    Grid,
+    choose_patch,
+    choose_spacing,
+    choose_strides,
+    choose_train_spacing,
+    frame_of,
+    to_grid,
+)
 from semisam_o1.data.images import image_files, readable_cases
 from semisam_o1.data.labels import read_label
 from semisam_o1.data.reader import CachedScanDataset, LoadScand, ScanDataset, ScanReader
@@ -35,6 +43,7 @@ __all__ = [
     "choose_spacing",
     "choose_strides",
     "choose_train_spacing",
+    "frame_of",
     "image_chain",
     "image_files",
     "label_chain",

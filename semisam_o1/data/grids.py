@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import (
     SpatialResample,
 )
+from nibabel.orientations import io_orientation
 
 from semisam_o1.types import Affine, Probabilities
 
@@ -19,10 +20,11 @@ REACH = 0.75  # voxels beyond the centre of a volume's last voxel; `Spacing` lea
 LONGEST_SIDE = 32  # voxels; a U-Net of five levels needs more than one voxel at its bottleneck
 THICK = 1.5  # times the isotropic spacing; below it, keeping the slices makes in-plane voxels at most 1.22 times finer
 POOLED = 2.0  # times the finest spacing; a coarser axis is not halved, as in nnU-Net
+MOST_TILT = 30  # degrees
 LEAST_SIDE = 4  # voxels; a side is not halved to less
 SLAB = 2**24  # values that `slabs` allows at once: 64 MiB of float32
 
-Spacing = float | Sequence[float]  # mm, one for all axes or one for each of R, A, S
+Spacing = float | Sequence[float]  # mm, one along R, A, S or three along the stored axes nearest to them
 
 
 class Grid(NamedTuple):
@@ -66,9 +68,9 @@ def slabs(grid: Grid, channels: int) -> Iterator[tuple[slice, Grid]]:
 
 
 def working_shape(case_grid: Grid, spacing: Spacing) -> np.ndarray:
-    """Voxels per side (3,), RAS order, of a scan in the working space."""
+    """Voxels per side (3,), RAS order, of a scan in the working space; three numbers are along its own axes."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(case_grid.shape) - 1)
-    world = corners @ case_grid.affine[:3, :3].T
+    world = corners @ (case_grid if is_isotropic(spacing) else straightened(case_grid)).affine[:3, :3].T
     return np.ceil(np.ptp(world, axis=0) / np.asarray(spacing) + 0.5).astype(int)
 
 
@@ -135,31 +137,41 @@ def choose_spacing(grids: Sequence[Grid], max_voxels: int) -> float:
 
 
 def choose_train_spacing(grids: Sequence[Grid], max_voxels: int) -> float | list[float]:
-    """`choose_spacing`; for scans with thick slices three numbers instead, mm along R, A, S.
+    """`choose_spacing`; for scans with thick slices three numbers instead, mm along the axes nearest to R, A, S.
 
     An axis is thick if its stored spacing is more than `THICK` times the isotropic one. It keeps its own, and the other
-    axes share the voxels; none is finer than stored. The axes of an oblique scan count as thick only as long as they
-    lie so near to R, A, S that this loses no detail, see `resolved_spacing`.
+    axes share the voxels; none is finer than stored. If a template lies more oblique than `MOST_TILT`, the spacing is
+    isotropic: another scan's slices might be nearest to another axis.
     """
-    isotropic = choose_spacing(grids, max_voxels)
-    kept = np.median([resolved_spacing(grid, isotropic) for grid in grids], axis=0)
-    thick = kept > THICK * isotropic
-    if not thick.any() or thick.all():
+    isotropic, straight = choose_spacing(grids, max_voxels), [straightened(grid) for grid in grids]
+    stored = np.median([np.abs(grid.affine[:3, :3]).sum(axis=1) for grid in straight], axis=0)
+    thick = stored > THICK * isotropic
+    tilts = [tilt(grid) for grid in grids]
+    if not thick.any() or thick.all() or max(tilts) > MOST_TILT:
         return isotropic
-    share = (_median_extent(grids) / max_voxels / kept[thick].prod()) ** (1 / (~thick).sum())
-    stored = np.median([resolved_spacing(grid) for grid in grids], axis=0)
-    return [_rounded(size) for size in np.where(thick, kept, np.maximum(share, stored))]
+    share = (_median_extent(grids) / max_voxels / stored[thick].prod()) ** (1 / (~thick).sum())
+    return [_rounded(size) for size in np.where(thick, stored, np.maximum(share, stored))]
 
 
-def resolved_spacing(grid: Grid, finest: float = 0.0) -> np.ndarray:
-    """The largest spacing along R, A, S (3,) mm that keeps every detail of a scan that is not below ``finest`` mm.
+def frame_of(spacing: Spacing | None) -> str:
+    """The axes that a working spacing is along, see `image_chain`: three numbers are for a scan's own, "stored"."""
+    return "world" if is_isotropic(spacing) else "stored"
 
-    A grid with voxel sizes s_i along directions d_i holds the frequencies f with |f . d_i| < 1 / (2 s_i). Their largest
-    component along an axis w is the sum of |d_i . w| / (2 s_i); the spacing is 1 over twice this sum. It is s_i itself
-    if d_i is the axis. s_i is at least ``finest``.
-    """
-    directions = grid.affine[:3, :3] / grid.spacing
-    return 1 / (np.abs(directions) / np.maximum(grid.spacing, finest)).sum(axis=1)
+
+def straightened(grid: Grid) -> Grid:
+    """A grid with its axes turned to the nearest of R, A, S; its origin is where it was."""
+    affine = np.array(grid.affine, float)
+    affine[:3, :3] = 0
+    for stored, (axis, sign) in enumerate(io_orientation(grid.affine)):
+        affine[int(axis), stored] = sign * grid.spacing[stored]
+    return Grid(affine, grid.shape)
+
+
+def tilt(grid: Grid) -> float:
+    """The largest angle, degrees, between a stored axis and the one of R, A, S that it is taken for."""
+    straight = straightened(grid)
+    cosines = (grid.affine * straight.affine)[:3, :3].sum(axis=0) / grid.spacing**2
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
 
 
 def _median_extent(grids: Sequence[Grid]) -> float:

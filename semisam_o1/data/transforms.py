@@ -1,7 +1,8 @@
 """Transforms from a file to the working space: MONAI readers and chains.
 
 The working space is axis-aligned RAS with one spacing for the whole cohort: `Orientationd("RAS")`, then
-`Spacingd(..., diagonal=True)`, which also rotates oblique scans to the world axes. `to_grid` resamples results back
+`Spacingd(..., diagonal=True)`, which also rotates oblique scans to the world axes. With thick slices it is along each
+scan's own axes. `to_grid` resamples results back
 to the stored grid by their affines, independently of the steps in between.
 """
 
@@ -176,9 +177,12 @@ class FractionalLabeld(MapTransform):
         return data
 
 
-def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Compose:
-    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1."""
-    resample = Compose(_resampling(Keys.LABEL, spacing))
+def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort, frame: str = "world") -> Compose:
+    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
+
+    ``frame``: as of `image_chain`.
+    """
+    resample = Compose(_resampling(Keys.LABEL, spacing, frame))
     return Compose([LoadLabeld(Keys.LABEL, cohort), FractionalLabeld(Keys.LABEL, cohort.num_classes, resample)])
 
 

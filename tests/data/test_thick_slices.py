@@ -13,14 +13,16 @@ from semisam_o1.data.grids import (
     choose_spacing,
     choose_strides,
     choose_train_spacing,
+    frame_of,
     in_plane,
-    resolved_spacing,
     slabs,
+    straightened,
+    tilt,
     to_grid,
     working_shape,
 )
 from semisam_o1.data.phantoms import grid_affine
-from semisam_o1.data.transforms import label_chain, random_poses
+from semisam_o1.data.transforms import image_chain, label_chain, random_poses
 from semisam_o1.networks import UNet3D
 from semisam_o1.types import Case
 from tests.jobs import cohort_of
@@ -68,7 +70,7 @@ def test_the_spacing_follows_ras_and_not_the_stored_axes():
 
 
 def test_two_coarse_axes_are_kept():
-    """8,000 voxels of 512,000 mm3 are 4 mm, below two thirds of 8 and not of 1; 1 mm is what 8 x 8 leaves."""
+    """8,000 voxels of 512,000 mm3 are 4 mm, and 8 mm is more than 1.5 times as much; 8 x 8 mm leave 1 mm."""
     assert choose_train_spacing([grid((1.0, 8.0, 8.0), (80, 10, 10))], 8_000) == [1.0, 8.0, 8.0]
 
 
@@ -78,19 +80,47 @@ def test_the_median_template_decides():
     assert np.shape(choose_train_spacing([*grids[1:], grids[2]], 200_000)) == ()
 
 
-def test_the_resolved_spacing_by_hand():
-    np.testing.assert_allclose(resolved_spacing(grid((1, 2, 6), (9, 9, 9), "SAL")), (6, 2, 1))
-    turned = resolved_spacing(grid((1, 2, 6), (9, 9, 9), turn=(90, 0, 0)))
-    np.testing.assert_allclose(turned, (1, 6, 2))
-    half = resolved_spacing(grid((1, 2, 6), (9, 9, 9), turn=(30, 0, 0)))  # cos 30, sin 30 of slices and plane
-    np.testing.assert_allclose(half, (1, 1 / (0.8660254 / 2 + 0.5 / 6), 1 / (0.8660254 / 6 + 0.5 / 2)))
+def test_the_tilt_of_a_grid_by_hand():
+    assert tilt(grid(1.0, (9, 9, 9), "SLA")) == tilt(grid((1, 2, 6), (9, 9, 9), turn=(90, 0, 0))) == 0
+    assert tilt(grid((1, 2, 6), (9, 9, 9), "LSA", (20, 0, 0))) == pytest.approx(20)
+    assert tilt(grid((1, 2, 6), (9, 9, 9), turn=(60, 0, 0))) == pytest.approx(30)  # nearest to the other axis
 
 
-@pytest.mark.parametrize(("angle", "along_s"), [(5, 1 / (0.996195 / 10 + 0.087156 / 3.9623)), (45, None)])
-def test_slices_that_lie_oblique_are_thick_only_near_an_axis(angle, along_s):
-    """A tilt of 5 degrees needs 8.22 mm along S; at 45 degrees no axis of the working space is coarse."""
-    found = choose_train_spacing([grid(*HEART, turn=(angle, 0, 0))], 200_000)
-    assert (np.ndim(found) == 0) if along_s is None else found[2] == pytest.approx(along_s, rel=1e-4)
+def test_a_straightened_grid_has_the_same_voxels():
+    tilted, plain = grid((1, 2, 6), (9, 8, 7), "LSA", (20, 5, 0)), grid((1, 2, 6), (9, 8, 7), "LSA")
+    np.testing.assert_allclose(straightened(tilted).affine[:3, :3], plain.affine[:3, :3], atol=1e-9)
+    assert straightened(tilted).shape == (9, 8, 7)
+
+
+def test_slices_that_lie_oblique_are_kept_along_their_own_axes():
+    for angle in (5, 20):
+        tilted = grid(*HEART, turn=(angle, 0, 0))
+        spacing = choose_train_spacing([tilted], 200_000)
+        assert spacing == [2.4942, 2.4942, 10.0] and frame_of(spacing) == "stored"
+        assert choose_patch([tilted], spacing, 260_000) == [136, 160, 10]
+    assert choose_train_spacing([grid(*HEART, turn=(45, 0, 0))], 200_000) == 3.9623
+    assert choose_train_spacing([grid(*HEART), grid(*HEART, turn=(35, 0, 0))], 200_000) == 3.9623
+    assert frame_of(3.9623) == frame_of(None) == "world"
+
+
+def test_oblique_slices_go_through_the_chain_unmixed(tmp_path):
+    """Each slice has one value. Along its own axes it keeps it, for image and label."""
+    shape = (31, 27, 6)
+    values = np.broadcast_to(np.arange(6), shape).astype(np.int16)
+    for axcodes, name in (("RAS", "a"), ("PSL", "b")):
+        stored = values if axcodes == "RAS" else values.transpose(1, 2, 0)[:, :, ::-1]  # slices along S
+        sizes = (1.0, 1.0, 5.0) if axcodes == "RAS" else (1.0, 5.0, 1.0)
+        own = grid(sizes, stored.shape, axcodes, (20, 5, 0))
+        nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored), own.affine), tmp_path / f"{name}.nii")
+        case = Case(name, tmp_path / f"{name}.nii", tmp_path / f"{name}.nii", "template")
+        cohort = cohort_of([case], classes=6, find_no_data=False)
+        image = image_chain([2.0, 2.0, 5.0], intensities=None, frame="stored", find_no_data=False)(case.item())["image"]
+        label = label_chain([2.0, 2.0, 5.0], cohort, "stored")(case.item())["label"]
+        assert image.shape[1:] == label.shape[1:] == tuple(working_shape(own, [2.0, 2.0, 5.0])) == (16, 14, 6)
+        for volume in (image[0], label.argmax(0)):
+            expected = torch.arange(6).float().expand(16, 14, 6)
+            torch.testing.assert_close(volume.as_tensor().float(), expected, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(image.affine, label.affine, atol=1e-9)
 
 
 def test_strides_and_patch_by_hand():

@@ -10,9 +10,9 @@ from semisam_o1.cli import main
 from semisam_o1.data.phantoms import grid_affine, make_phantom
 from tests.jobs import assert_same_labels, small
 
-# shape, spacing, axes and turn of each case: thick along S, the same in another order, with fewer slices, tilted
+# shape, spacing, axes and turn of each case: thick along S and tilted, in another order, with fewer slices, tilted more
 STORED = (
-    ((40, 36, 7), (1.2, 1.2, 5.0), "RAS", (0, 0, 0)),
+    ((40, 36, 7), (1.2, 1.2, 5.0), "RAS", (6, 0, 0)),
     ((7, 40, 36), (5.0, 1.2, 1.2), "SRA", (0, 0, 0)),
     ((40, 36, 5), (1.2, 1.2, 6.0), "LPS", (0, 0, 0)),
     ((40, 36, 7), (1.2, 1.2, 5.0), "RAS", (12, 0, 5)),
