@@ -9,7 +9,6 @@ from semisam_o1.data.grids import (
     choose_spacing,
     choose_strides,
     choose_train_spacing,
-    frame_of,
     to_grid,
 )
 from semisam_o1.data.images import image_files, readable_cases
@@ -43,7 +42,6 @@ __all__ = [
     "choose_spacing",
     "choose_strides",
     "choose_train_spacing",
-    "frame_of",
     "image_chain",
     "image_files",
     "label_chain",

@@ -34,7 +34,7 @@ from monai.utils import CommonKeys as Keys
 from scipy.ndimage import gaussian_filter
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.grids import SLAB, Spacing, in_plane, is_isotropic
+from semisam_o1.data.grids import SLAB, Spacing, frame_of, in_plane, is_isotropic
 from semisam_o1.data.intensities import HAS_DATA, INTENSITIES, NormaliseDatad
 from semisam_o1.data.no_data import no_data
 from semisam_o1.data.reader import LoadScand, ScanReader
@@ -82,7 +82,7 @@ def image_chain(
     spacing: float | Sequence[float] | None,
     reader: ScanReader | None = None,
     intensities: str | None = "percentiles",
-    frame: str = "world",
+    frame: str | None = None,
     window: Sequence[float] | None = None,
     find_no_data: bool = True,
     keep_mask: bool = False,
@@ -93,7 +93,8 @@ def image_chain(
     them. ``intensities`` "percentiles" clips to the 1st and 99.5th percentile and z-normalises; "foreground"
     z-normalises by the voxels above zero (as in the training of SAM-Med3D); None changes nothing. ``spacing`` None
     keeps the stored grid, as published. ``frame`` "world" resamples oblique scans along the world axes; "stored" keeps
-    their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes.
+    their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes. None is
+    "stored" for a spacing of three numbers, which is for thick slices, and else "world".
 
     Args:
         window: lowest and highest intensity to clip to, e.g. in Hounsfield units, instead of percentiles.
@@ -177,20 +178,18 @@ class FractionalLabeld(MapTransform):
         return data
 
 
-def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort, frame: str = "world") -> Compose:
-    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1.
-
-    ``frame``: as of `image_chain`.
-    """
-    resample = Compose(_resampling(Keys.LABEL, spacing, frame))
+def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Compose:
+    """``label`` from its file to fractional labels in the working space: (num_classes, H, W, D), summing to 1."""
+    resample = Compose(_resampling(Keys.LABEL, spacing))
     return Compose([LoadLabeld(Keys.LABEL, cohort), FractionalLabeld(Keys.LABEL, cohort.num_classes, resample)])
 
 
 def _resampling(
-    key: str, spacing: float | Sequence[float] | None, frame: str = "world", mode: str = "bilinear"
+    key: str, spacing: float | Sequence[float] | None, frame: str | None = None, mode: str = "bilinear"
 ) -> list:
     if spacing is None:
         return [EnsureTyped(key, dtype=torch.float32)]
+    frame = frame or frame_of(spacing)
     spacing = [float(s) for s in np.broadcast_to(spacing, 3)]
     return [
         Orientationd(key, axcodes="RAS", labels=None),

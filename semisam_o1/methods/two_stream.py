@@ -121,8 +121,8 @@ class TwoStreamLoss(nn.Module):
     L_sup is `segmentation` on the labelled half, L_pseudo is `segmentation` on the rest against the pseudo-labels.
     mu(i) = min(1, i / (pseudo_rampup I)); lambda(i) = consistency x gaussian_ramp(i / (consistency_rampup I)).
     With ``published_ramp``, lambda depends only on i, as published: consistency x gaussian_ramp(min(i div 150, r) / r)
-    with r = consistency_rampup. ``present_alone``: the default `segmentation` is `PresentDiceCE`, else
-    `published_loss`. A ramp of length 0 gives full weight from the start. A method defines L_cons in
+    with r = consistency_rampup. ``absent_classes``: the default `segmentation` is `published_loss`, else
+    `PresentDiceCE`. A ramp of length 0 gives full weight from the start. A method defines L_cons in
     `consistency_term`.
 
     ``weighted`` has the last weighted value of each term, for the log.
@@ -135,10 +135,10 @@ class TwoStreamLoss(nn.Module):
         consistency_rampup: float | None = None,
         pseudo_rampup: float = 0.3,
         published_ramp: bool = False,
-        present_alone: bool = False,
+        absent_classes: bool = True,
     ):
         super().__init__()
-        self.segmentation = segmentation or (PresentDiceCE() if present_alone else published_loss())
+        self.segmentation = segmentation or (published_loss() if absent_classes else PresentDiceCE())
         self.consistency = consistency
         self.consistency_rampup = (200 if published_ramp else 0.4) if consistency_rampup is None else consistency_rampup
         self.pseudo_rampup, self.published_ramp = pseudo_rampup, published_ramp

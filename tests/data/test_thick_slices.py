@@ -114,8 +114,8 @@ def test_oblique_slices_go_through_the_chain_unmixed(tmp_path):
         nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored), own.affine), tmp_path / f"{name}.nii")
         case = Case(name, tmp_path / f"{name}.nii", tmp_path / f"{name}.nii", "template")
         cohort = cohort_of([case], classes=6, find_no_data=False)
-        image = image_chain([2.0, 2.0, 5.0], intensities=None, frame="stored", find_no_data=False)(case.item())["image"]
-        label = label_chain([2.0, 2.0, 5.0], cohort, "stored")(case.item())["label"]
+        image = image_chain([2.0, 2.0, 5.0], intensities=None, find_no_data=False)(case.item())["image"]
+        label = label_chain([2.0, 2.0, 5.0], cohort)(case.item())["label"]
         assert image.shape[1:] == label.shape[1:] == tuple(working_shape(own, [2.0, 2.0, 5.0])) == (16, 14, 6)
         for volume in (image[0], label.argmax(0)):
             expected = torch.arange(6).float().expand(16, 14, 6)

@@ -209,7 +209,7 @@ def test_a_class_that_labels_lack_is_left_to_the_cross_entropy():
 
 
 def test_training_is_told_which_loss_it_has():
-    assert isinstance(TwoStreamLoss(present_alone=True).segmentation, PresentDiceCE)
+    assert isinstance(TwoStreamLoss(absent_classes=False).segmentation, PresentDiceCE)
     assert isinstance(TwoStreamLoss().segmentation, type(published_loss()))
 
 
