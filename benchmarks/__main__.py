@@ -2,9 +2,21 @@
 
 import argparse
 
-from benchmarks import encoder, neighbours, odd_files, perturbed, propagation, quality, rounds, store, suggested
+from benchmarks import (
+    cropped,
+    encoder,
+    neighbours,
+    odd_files,
+    perturbed,
+    propagation,
+    quality,
+    rounds,
+    store,
+    suggested,
+    turned,
+)
 
-MODULES = (propagation, quality, perturbed, suggested, rounds, encoder, store, neighbours, odd_files)
+MODULES = (propagation, quality, perturbed, turned, cropped, suggested, rounds, encoder, store, neighbours, odd_files)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from monai.transforms import RandBiasField, RandGaussianNoise
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from benchmarks.propagation import drawn, fill, propagated_dice
+from benchmarks.pools import drawn, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import choose_spacing
 from semisam_o1.data.phantoms import write_demo_data
@@ -90,7 +90,7 @@ def run(options) -> None:
         folder = Path(name)
         cohort = open_cohort(options.dataset_dir or write_demo_data(folder / "data"), check=False)
         cases = drawn([case for case in cohort.split(options.split) if case.label], options.cases)
-        spacing = choose_spacing([cohort.grid(case) for case in cohort.templates], options.voxels)
+        spacing = choose_spacing(cohort.template_grids, options.voxels)
         store = FeatureStore(folder / "features", mind(), spacing)
         fill(store, cohort, cases, spacing)
         (template, *_), plain = cohort.templates, None

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
-from benchmarks.propagation import mean_dice
+from benchmarks.pools import dice_of
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import to_grid
 from semisam_o1.encoders.mind_descriptors import mind
@@ -69,7 +69,7 @@ def run(options) -> None:
             hard = F.one_hot(label.argmax(0), cohort.num_classes).movedim(-1, 0).float()
             stands = label if kind == "wrong start" else propagated
             quality = calibration.predict(evidence(template, hard, stands, way, found.step_mm, float(dissimilarity)))
-            dice = mean_dice(to_grid(label, found.affine, found.scan).argmax(0).numpy(), case, cohort)
+            dice = dice_of(to_grid(label, found.affine, found.scan).argmax(0), case, cohort)
             rows.append((kind, dice, quality.predicted_dice, quality.reverse_consistency, quality.agreement))
     report(rows)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.propagation import drawn, fill, propagated_dice
+from benchmarks.pools import drawn, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import choose_spacing
 from semisam_o1.data.phantoms import write_demo_data
@@ -41,7 +41,7 @@ def run(options) -> None:
         rest = [case for case in others if case not in cases]
         templates = drawn(rest, options.templates, seed=5)
         suggested = [case for case in usable if case.name == best]
-        spacing = choose_spacing([cohort.grid(case) for case in cohort.templates], options.voxels)
+        spacing = choose_spacing(cohort.template_grids, options.voxels)
         store = FeatureStore(folder / "features", mind(), spacing)
         fill(store, cohort, [*cases, *templates, *suggested], spacing)
         print(f"\n{len(cases)} cases\n{'template':40}{'mean':>8}{'median':>8}{'worst':>8}", flush=True)
