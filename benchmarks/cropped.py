@@ -1,6 +1,6 @@
 """What round 0 gives a class that lies outside of a scan's field of view.
 
-    python -m benchmarks cropped [DIR] [--cases N] [--pool N] [--table FILE]
+    python -m benchmarks cropped [DIR] [--cases N] [--pool N] [--table FILE] [--work FOLDER]
 
 Without DIR: synthetic data. Each drawn scan is copied and cropped along one axis, just beyond one of its classes.
 Round 0 labels the originals, and a pool of the copies and the originals that were not drawn. Voxels given to the class
@@ -10,7 +10,6 @@ the same part of the scan. A class is emptied if it is there and the label has n
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.pools import (
     pool_options,
     propagated,
     read_scan,
+    work_folder,
     write_copy,
 )
 from semisam_o1.data.datasets import open_cohort
@@ -94,8 +94,7 @@ def shown(value: float | None) -> str:
 
 
 def run(options) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with work_folder(options) as folder:
         root = Path(options.dataset_dir or write_demo_data(folder / "data"))
         cohort = open_cohort(root, check=False)
         pool = drawn([case for case in cohort.pool if case.label], options.pool)

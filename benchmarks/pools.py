@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,16 @@ def pool_options(parser) -> None:
     parser.add_argument("--pool", type=int, default=30, help="largest number of scans of the pool, drawn")
     parser.add_argument("--voxels", type=int, default=400000, help="of the working space")
     parser.add_argument("--table", metavar="FILE", help="CSV of the printed figures; rows are added or replaced")
+    parser.add_argument("--work", metavar="FOLDER", help="keep features and first pass, so that a killed run goes on")
+
+
+@contextlib.contextmanager
+def work_folder(options) -> Iterator[Path]:
+    """The folder of ``--work``, or one that is removed in the end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(options.work or name)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
@@ -83,9 +94,9 @@ def empty_store(folder: Path, cohort: Cohort, voxels: int = 400000) -> FeatureSt
 def fill(store: FeatureStore, cohort: Cohort, cases: Sequence[Case], spacing: float) -> None:
     """Compute the features of the cases as a run does; those of oblique scans in their stored axes too."""
     templates = [cohort.grid(case).affine for case in cohort.templates]
-    for case in cases:
+    for case in store.missing(cases):
         oblique = any(is_turned(turn_between(cohort.grid(case).affine, template)) for template in templates)
-        for frame in ("world", "stored") if oblique else ("world",):
+        for frame in ("stored", "world") if oblique else ("world",):
             chain = image_chain(spacing, cohort.reader, frame=frame, find_no_data=cohort.find_no_data, keep_mask=True)
             item = chain(case.item())
             held = item[HAS_DATA][None] if HAS_DATA in item else None

@@ -1,6 +1,6 @@
 """Dice of round 0 on scans of the pool that lie turned, which their headers do not tell.
 
-    python -m benchmarks turned [DIR] [--cases N] [--pool N] [--table FILE]
+    python -m benchmarks turned [DIR] [--cases N] [--pool N] [--table FILE] [--work FOLDER]
 
 Without DIR: synthetic data. Each drawn scan is copied with its content turned: by 90 and 180 degrees about each axis,
 and twice by a random angle about a random axis. A copy's header names the axes of the original. The first pass labels
@@ -10,7 +10,6 @@ originals of the scans that were not drawn.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from benchmarks.pools import (
     pool_options,
     propagated,
     read_scan,
+    work_folder,
     write_copy,
 )
 from semisam_o1.data.datasets import open_cohort
@@ -105,8 +105,7 @@ def turns(scan: Scan, draw: np.random.RandomState) -> Iterator[tuple[str, float,
 
 
 def run(options) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with work_folder(options) as folder:
         root = Path(options.dataset_dir or write_demo_data(folder / "data"))
         cohort = open_cohort(root, check=False)
         pool = drawn([case for case in cohort.pool if case.label], options.pool)
