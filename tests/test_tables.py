@@ -41,10 +41,10 @@ def test_the_list_for_review_takes_any_name(tmp_path):
     folder.quality.write({name: found.row([0, 2, 5]) for name, found in judged.items()})
     write_review(folder, run, cases)
     assert run.review.read_text().splitlines() == [
-        "case,uncertainty,predicted_dice,low,high,class,class_dice",
-        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000",
-        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000',
-        "d,0.100000,,,,,",
+        "case,uncertainty,predicted_dice,low,high,class,class_dice,outside",
+        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000,",
+        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000,',
+        "d,0.100000,,,,,,",
     ]  # fmt: skip
 
 

@@ -133,7 +133,7 @@ class Job:
         with self._stopwatch("evaluation"):
             cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.labels_round)
             results.hand_out(folder, run, cases)
-            results.write_review(folder, run, cases)
+            results.write_review(folder, run, cases, self.cohort.class_numbers)
             rows = self.evaluate()
             with run.ledger.writing(run.metrics) as aside:
                 write_csv(rows, aside)

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.metrics import evaluate_folder
+from semisam_o1.round_0.passes import FirstPass, outside_classes
 from semisam_o1.runfolder import CLASS_COLUMN, RoundFolder, RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case
 
-# Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first.
+# Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first; ``outside``
+# are those that lie outside of its field of view and are left empty.
 REVIEW = {
     "case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f", "low": ".4f", "high": ".4f", "class": COUNT,
-    "class_dice": ".4f",
+    "class_dice": ".4f", "outside": TEXT,
 }  # fmt: skip
 
 
@@ -26,16 +28,21 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None
                 shutil.copyfile(folder.final(case.name), aside)
 
 
-def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
+def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], class_numbers: Sequence[int] = ()) -> None:
     """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty."""
     uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
     rows: list[dict] = []
+    records = run.round(0).work("first")
     for case in cases:
         if case.name in uncertainty:
             found = quality.get(case.name, {})
             known = {name: found.get(name) for name in ("predicted_dice", "low", "high")}
             number, dice = worst_class(found)
-            rows.append({"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice})
+            row = {"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice}
+            share = FirstPass.load(records, case.name, "reached").reached
+            if share is not None and class_numbers:
+                row["outside"] = " ".join(map(str, outside_classes(share, class_numbers))) or None
+            rows.append(row)
     trust = {None: 1.0}  # where no quality was estimated
     rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))
     with run.ledger.writing(run.review) as aside:

@@ -27,7 +27,8 @@ from semisam_o1.round_0.calibration import Calibration, calibrate
 from semisam_o1.round_0.copy_maker import CopyMaker, Plan
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
-from semisam_o1.round_0.passes import FirstPass, settle_vote
+from semisam_o1.round_0.passes import FirstPass, outside_classes, settle_vote
+from semisam_o1.round_0.propagation import emptied
 from semisam_o1.round_0.quality import Evidence
 from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence
 from semisam_o1.round_0.templates import templates_of
@@ -127,7 +128,10 @@ def first_pass_engine(
         made = (folder.label(case.name), folder.copied(case.name))
         if records.has(case.name, "uncertainty") and all(path.is_file() for path in made):
             return FirstPass.load(records, case.name, "uncertainty").uncertainty
-        carried = propagation(case.name)
+        carried, share = propagation.within(propagation(case.name))
+        if share is not None and (outside := outside_classes(share, cohort.class_numbers)):
+            names = ", ".join(str(cohort.classes.get(number, number)) for number in outside)
+            log.info("case %s: outside of its field of view, left empty: %s", case.name, names)
         found, result = carried.features, carried.result
         floor = propagation.floor(found)
         write_label(folder.copied(case.name), floor.argmax(0).numpy(), case.image, found.scan, cohort.class_numbers)
@@ -138,7 +142,7 @@ def first_pass_engine(
             save_way_back(back, case.name, way)
             voted, plain = (consistency(way, p, found.step_mm) for p in (result.probabilities, result.without_vote))
             gain = voted - plain
-        propagation.record(carried, uncertainty, gain).save(records, case.name)
+        propagation.record(carried, uncertainty, gain, share).save(records, case.name)
         return uncertainty
 
     engine = case_engine(process, "propagation", handlers)
@@ -188,6 +192,8 @@ def label_fusion_engine(
         scan = fusion().scan(case.name)
         probabilities = scan.probabilities
         if (found := fusion()(scan, {case.name})) is not None:
+            if (share := FirstPass.load(records, case.name, "reached").reached) is not None:
+                found = found._replace(probabilities=emptied(found.probabilities, share))
             found.save(fused, case.name)
             probabilities = found.probabilities
         features = store.frame(FirstPass.load(records, case.name, "frame").frame).load(case.name)

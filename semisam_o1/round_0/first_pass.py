@@ -14,7 +14,7 @@ from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0.alignment import CHANNELS, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.passes import Alignment, FirstPass
 from semisam_o1.round_0.pose import right_turn
-from semisam_o1.round_0.propagation import Propagated, copy
+from semisam_o1.round_0.propagation import Propagated, copy, emptied, in_view, reached
 from semisam_o1.round_0.templates import Template
 from semisam_o1.round_0.way_back import TemplatesWayBack, consistency, way_back
 from semisam_o1.types import Probabilities
@@ -90,8 +90,21 @@ class Propagation:
         """The templates' label on the scan's own grid, copied without alignment."""
         return to_grid(copy(self.references, features.tokens).probabilities, features.affine, features.scan)
 
-    def record(self, carried: Carried, uncertainty: float, vote_gain: float | None = None) -> FirstPass:
-        """What later steps need of a label; ``vote_gain``: see `FirstPass`."""
+    def within(self, carried: Carried) -> tuple[Carried, torch.Tensor | None]:
+        """The label without classes that lie outside of the field of view; the share of each that the scan reaches."""
+        result, template = carried.result, self.templates[carried.result.best]
+        if not result.maps or result.points is None:
+            return carried, None
+        share = reached(template.reference.label, result.points, carried.features.step_mm)
+        share = in_view(share, result.probabilities)
+        without = None if result.without_vote is None else emptied(result.without_vote, share)
+        result = result._replace(probabilities=emptied(result.probabilities, share), without_vote=without)
+        return carried._replace(result=result), share
+
+    def record(
+        self, carried: Carried, uncertainty: float, vote_gain: float | None = None, share: torch.Tensor | None = None
+    ) -> FirstPass:
+        """What later steps need of a label; ``vote_gain`` and ``share`` (as ``reached``): see `FirstPass`."""
         result = carried.result
         alignments = {
             template.name: Alignment(place, coarse(basis(carried.features.tokens), template.reference.tokens)[0])
@@ -101,5 +114,5 @@ class Propagation:
         without = None if vote_gain is None else result.without_vote
         return FirstPass(
             result.probabilities, carried.frame, best, result.residual, uncertainty, result.points, alignments,
-            without, vote_gain,
+            without, vote_gain, share,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,8 @@ class FirstPass(NamedTuple):
         alignments: template name -> `Alignment`.
         without_vote: ``probabilities`` without the vote near borders.
         vote_gain: what that vote adds to the reverse consistency of the label.
+        reached: the share of each foreground class of that template that the scan reaches, (num_classes - 1,); 0 for
+            one outside of its field of view.
     """
 
     probabilities: Probabilities | None = None
@@ -47,12 +49,13 @@ class FirstPass(NamedTuple):
     alignments: dict[str, Alignment] | None = None
     without_vote: Probabilities | None = None
     vote_gain: float | None = None
+    reached: torch.Tensor | None = None
 
     def save(self, folder: WorkFiles, name: str) -> None:
         large = {PROBABILITIES: self.probabilities}
         large |= {key: value for key in ("points", "without_vote") if (value := getattr(self, key)) is not None}
         small = {key: getattr(self, key) for key in ("frame", "template", "residual", "uncertainty")}
-        small |= {} if self.vote_gain is None else {"vote_gain": self.vote_gain}
+        small |= {key: value for key in ("vote_gain", "reached") if (value := getattr(self, key)) is not None}
         for template, found in self.alignments.items():
             place = {"matrix": found.to_template.matrix, "shift": found.to_template.shift, "pooled": found.pooled}
             small |= {f"alignments/{template}/{key}": value for key, value in place.items()}
@@ -81,6 +84,11 @@ class FirstPass(NamedTuple):
         keys = [f"alignments/{template}/{key}" for key in ("matrix", "shift", "pooled")]
         matrix, shift, pooled = folder.load(name, keys)
         return Alignment(AffineMap(matrix, shift), pooled)
+
+
+def outside_classes(reached: torch.Tensor, class_numbers: Sequence[int]) -> list[int]:
+    """The numbers of the classes that lie outside of a scan's field of view, given what it reaches of each."""
+    return [class_numbers[1 + int(channel)] for channel in (reached == 0).nonzero()[:, 0]]
 
 
 def dropped_vote(folder: WorkFiles) -> bool | None:

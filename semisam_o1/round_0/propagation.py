@@ -30,6 +30,8 @@ from semisam_o1.round_0.alignment import (
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a token if its share in the warped label exceeds this within reach
+OUTSIDE = 0.05  # of a template's class; if a scan reaches less, the class lies outside of its field of view
+DOUBTFUL = 0.25  # if it reaches less, and no token has the class: likewise, since the reach is widened by one token
 CELLS = 128  # of the border vote's index: a quarter of the time of the exact search, same labels
 
 
@@ -140,6 +142,40 @@ def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> 
     half = torch.tensor(label.shape[1:]) / 2 * step_mm
     shares = sample(label, points, step_mm)[1:] * (points.abs() <= half).all(-1)
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
+
+
+def reached(label: Probabilities, points: torch.Tensor, step_mm: float) -> torch.Tensor:
+    """The share of each foreground class of a template that a scan reaches, (num_classes - 1,).
+
+    Args:
+        label: (num_classes, H', W', D') on the template's tokens.
+        points: (H, W, D, 3) centred mm, the position of each token of the scan in the template.
+    """
+    shape = torch.tensor(label.shape[1:])
+    index = (points.reshape(-1, 3) / step_mm + (shape - 1) / 2).round().long()
+    index = index[((index >= 0) & (index < shape)).all(-1)]
+    seen = torch.zeros(1, *label.shape[1:])
+    seen[0, index[:, 0], index[:, 1], index[:, 2]] = 1
+    seen = reach_of(seen, 1)[0]
+    volume = label[1:].sum((1, 2, 3))
+    return torch.where(volume > 0, (label[1:] * seen).sum((1, 2, 3)) / volume.clamp(min=1e-6), 1.0)
+
+
+def in_view(share: torch.Tensor, probabilities: Probabilities) -> torch.Tensor:
+    """``share`` of each class that a scan reaches, (num_classes - 1,), and 0 for those outside of its field of view."""
+    found = torch.bincount(probabilities.argmax(0).flatten(), minlength=len(probabilities))[1:] > 0
+    return torch.where((share < OUTSIDE) | ((share < DOUBTFUL) & ~found), 0.0, share)
+
+
+def emptied(probabilities: Probabilities, share: torch.Tensor) -> Probabilities:
+    """``probabilities`` with the classes as background that are outside of the field of view, see `in_view`."""
+    outside = share == 0
+    if not outside.any():
+        return probabilities
+    found = probabilities.clone()
+    found[0] += found[1:][outside].sum(0)
+    found[1:][outside] = 0
+    return found
 
 
 def near(label: Probabilities) -> torch.Tensor:

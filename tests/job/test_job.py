@@ -53,7 +53,7 @@ def test_tables(run):
     }  # fmt: skip
     review = list(csv.DictReader((run / "review.csv").open()))
     assert [list(row) for row in review] == [
-        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice"]
+        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice", "outside"]
     ] * 2
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
     quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))

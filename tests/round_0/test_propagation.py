@@ -11,7 +11,16 @@ from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.round_0 import propagation
 from semisam_o1.round_0.alignment import centred_points
-from semisam_o1.round_0.propagation import Reference, class_prototypes, class_radius, label_radius, reach_of
+from semisam_o1.round_0.propagation import (
+    Reference,
+    class_prototypes,
+    class_radius,
+    emptied,
+    in_view,
+    label_radius,
+    reach_of,
+    reached,
+)
 
 SHAPE, STEP = (18, 17, 16), 2.6
 
@@ -287,3 +296,41 @@ def test_a_label_cut_by_its_field_of_view_ends_there():
     found = propagation.sample_label(label, points, 2.0)
     np.testing.assert_allclose(found[2], [1, 1, 0, 0, 0])
     np.testing.assert_allclose(found.sum(0), 1)
+
+
+def test_a_class_that_a_scan_does_not_reach_is_emptied():
+    """A row of 8 tokens, class 1 on the left and class 2 on the right; the scan sees the left half."""
+    label = torch.zeros(3, 8, 1, 1)
+    label[0, 3:5], label[1, :3], label[2, 5:] = 1, 1, 1
+    points = centred_points((8, 1, 1), 2.0)
+    assert torch.equal(reached(label, points, 2.0), torch.ones(2))
+    share = reached(label, points[:4], 2.0)
+    assert share.tolist() == [1, 0] and reached(label, points[:6], 2.0)[1] == pytest.approx(2 / 3)
+    probabilities = torch.tensor([0.2, 0.3, 0.5]).reshape(3, 1, 1, 1)
+    assert emptied(probabilities, share).flatten().tolist() == pytest.approx([0.7, 0.3, 0])
+    assert emptied(probabilities, torch.ones(2)) is probabilities
+    assert in_view(torch.tensor([0.2, 0.2]), probabilities).tolist() == pytest.approx([0, 0.2])  # the token has class 2
+    assert in_view(torch.tensor([0.3, 0.04]), probabilities).tolist() == pytest.approx([0.3, 0])
+    nowhere = label.clone()
+    nowhere[0] += nowhere[2]
+    nowhere[2] = 0
+    assert reached(nowhere, points[:4], 2.0).tolist() == [1, 1]  # a class without a token is not outside
+
+
+@pytest.mark.parametrize("begin", [13, 14])
+def test_an_organ_outside_of_the_field_of_view_is_left_empty(begin):
+    """The scan is cut so that the first organ, on the left, lies outside of it."""
+    shape, step = (22, 20, 19), 2.0
+
+    def half(seed, begin):
+        image, label = (array[begin:] for array in make_phantom(seed, shape, step))
+        image = torch.from_numpy((image - image.mean()) / image.std())
+        return Reference(mind(dilations=(1, 2), boxes=(3, 5))(image[None, None])[0], one_hot(label))
+
+    template, scan = half(0, 0), half(2, begin)
+    assert scan.label.sum((1, 2, 3))[1] == 0 < scan.label.sum((1, 2, 3))[2]
+    found = propagation.nearest([template], scan.tokens, step)
+    share = in_view(reached(template.label, found.points, step), found.probabilities)
+    assert share[0] == 0 and share[1] > 0.5
+    sizes = emptied(found.probabilities, share).sum((1, 2, 3))
+    assert sizes[1] == 0 < sizes[2]
