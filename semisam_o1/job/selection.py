@@ -51,9 +51,16 @@ def doubts(run: RunFolder, best: int, handed_out: int) -> list[str]:
     if not all(folder.quality.path.exists() for folder in folders):
         return []
     figures = f"mean predicted Dice {final:.3f}, {first:.3f} in round 0"
-    worse = f"of round {best}, are judged to be worse than those of round 0 ({figures}): the training was too short or "
     if handed_out < best:
-        return [f"The labels, {worse}failed. Handed out are the labels of round 0. Train longer (max_iterations)."]
-    if final < first - WORSE:
-        return [f"The final labels, {worse}failed. Take {folders[0].labels}, or train longer (max_iterations)."]
-    return []
+        text = (
+            f"The labels of round {best} are judged to be worse than those of round 0 ({figures}): the training was "
+            "too short or failed. Handed out are the labels of round 0. Train longer (max_iterations)."
+        )
+        return [text]
+    if final >= first - WORSE:
+        return []
+    text = (
+        f"The final labels, of round {best}, are judged to be worse than those of round 0 ({figures}): the training "
+        f"was too short or failed. Take {folders[0].labels}, or train longer (max_iterations)."
+    )
+    return [text]
