@@ -350,7 +350,7 @@ def _validate(options) -> None:
         problems = [*config.cohort.problems, *lost_classes(config)]  # opened here; the table is printed below, once
     finally:
         logger.setLevel(level)
-    names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels")
+    names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels", "template_copies")
     settings = {name: config.setting(name) for name in names}
     if settings["num_rounds"] == "auto":
         settings["num_rounds"] = config.setting("most_rounds")

@@ -48,7 +48,8 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     Args:
         settings: ``max_iterations`` (per round) and ``num_rounds``, 0 by default; ``first_round_factor``, the length
             of the first round relative to later ones; ``batch_voxels``, voxels per training iteration;
-            ``feature_voxels``, working voxels of the median scan.
+            ``feature_voxels``, working voxels of the median scan; ``template_copies``, each of which costs as much as
+            a scan.
 
     Returns:
         ``features``, ``propagation``, ``training``, ``prediction`` and their sum ``seconds``;
@@ -63,10 +64,11 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
     pool = [case.name for case in cohort.pool]
     pool_size = sum(working[name] for name in pool) / REFERENCE_VOXELS
+    copied = 1 + min(int(settings.get("template_copies", 0)), len(pool)) / max(1, len(pool))
     held_out = sum(working[case.name] for case in cohort.val + cohort.test) / REFERENCE_VOXELS
     seconds = {
         "features": SECONDS_PER_CASE_FEATURES * sum(working.values()) / REFERENCE_VOXELS,
-        "propagation": SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool),
+        "propagation": (SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool)) * copied,
         "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations,
         "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
     }

@@ -124,8 +124,7 @@ class Job:
     def finish(self) -> None:
         """Write the final labels, metrics, review list, trained bundle and report."""
         run, record = self.run_folder, self.record
-        tolerance = self.config.setting("quality_tolerance")
-        record.labels_round = selection.labels_round(run, record.best_round, tolerance)
+        record.labels_round = selection.labels_round(run, record.best_round)
         doubts = selection.doubts(run, record.best_round, record.labels_round)
         for doubt in doubts:
             log.warning(doubt)

@@ -33,15 +33,16 @@ def best_round(quality: Mapping[int, float], tolerance: float) -> int:
     return max(number for number in quality if quality[number] >= max(quality.values()) - tolerance)
 
 
-def labels_round(run: RunFolder, best: int, tolerance: float) -> int:
-    """The round whose labels are handed out: ``best``, or 0 if its labels are judged better by more than ``tolerance``.
+def labels_round(run: RunFolder, best: int) -> int:
+    """The round whose labels are handed out: ``best``, or 0 if its labels are judged clearly better.
 
-    Copies of the template, which the network labels too, make the judgements of the two rounds comparable.
+    The predicted Dice of a trained label falls a little even where the label improves, since it is compared with round
+    0. A fall by more than `WORSE` is no such case. It is known only if the network labelled the copies too.
     """
     first, final = run.round(0), run.round(best)
     if best == 0 or not (first.quality.path.exists() and final.calibration.exists()):
         return best
-    return 0 if mean_predicted_dice(first) > mean_predicted_dice(final) + tolerance else best
+    return 0 if mean_predicted_dice(final) < mean_predicted_dice(first) - WORSE else best
 
 
 def doubts(run: RunFolder, best: int, handed_out: int) -> list[str]:
