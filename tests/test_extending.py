@@ -95,4 +95,4 @@ def test_a_setting(phantom_dir, tmp_path):
     config = JobConfig(parser.get())
     assert config.setting("fusion_atlases") == 3
     stale = [stage.name for stage in ROUND_0 if reaches(config.needed(stage.needs()), "fusion_atlases")]
-    assert stale == ["propagation/fusion"]
+    assert stale == ["propagation/fusion", "propagation/copies"]  # copies are labelled as scans are

@@ -180,7 +180,7 @@ def test_a_new_scan_gets_a_label_and_others_stay(phantom_dir, run, tmp_path, cap
     for name, label in before.items():
         np.testing.assert_array_equal(label, after[name])
     rows = {row["case"]: row for row in csv.DictReader((copied / "review.csv").open())}
-    assert float(rows["new"]["predicted_dice"]) == pytest.approx(float(rows["phantom_02"]["predicted_dice"]), abs=0.05)
+    assert float(rows["new"]["predicted_dice"]) == pytest.approx(float(rows["phantom_02"]["predicted_dice"]), abs=0.1)
     said = capfd.readouterr().out
     assert "new since the last start: new." in said and "--restart-from propagation" in said
     journal = json.loads((copied / "progress.json").read_text())
