@@ -38,7 +38,7 @@ def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path)
     assert learnt(0.95) == names  # nothing would be left
 
 
-@pytest.mark.parametrize(("worth", "warned"), [(0.77, True), (0.79, False)])
+@pytest.mark.parametrize(("worth", "warned"), [(0.76, True), (0.77, False)])
 def test_labels_judged_worse_than_round_0_are_not_handed_out_without_a_word(run, phantom_dir, tmp_path, worth, warned):
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     for folder, value in (("round_0", 0.8), ("round_2", worth)):
