@@ -46,16 +46,24 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with stoppable():
             return options.action(options) or 0
-    except (UserError, OSError, RuntimeError, MemoryError) as error:  # MONAI wraps a component's error in RuntimeError
-        text = plainly(error)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
+    except Exception as error:
+        if stops := next((part for part in chain(error) if isinstance(part, KeyboardInterrupt)), None):
+            return stopped(stops)  # the signal came during an import, for which pydoc raises an error of its own
+        known = isinstance(error, (UserError, OSError, RuntimeError, MemoryError))  # MONAI wraps errors in RuntimeError
+        text = plainly(error) if known else None
         if text is None:
             raise
         say(f"semisam-o1: {text}", sys.stderr)
         _write_the_rest(next((part.problems for part in chain(error) if hasattr(part, "problems")), ()))
         return 2
-    except KeyboardInterrupt as stop:
-        say(f"semisam-o1: stopped. {GO_ON}", sys.stderr)
-        return 128 + number_of(stop)
+
+
+def stopped(stop: KeyboardInterrupt) -> int:
+    """Say that the command was stopped, and return its exit status."""
+    say(f"semisam-o1: stopped. {GO_ON}", sys.stderr)
+    return 128 + number_of(stop)
 
 
 def say(text: str, file: TextIO | None = None) -> None:

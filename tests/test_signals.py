@@ -1,12 +1,15 @@
 """A signal ends a command, whatever Python is doing when it arrives."""
 
+import pydoc
 import signal
+import sys
 import threading
 import time
 import weakref
 
 import pytest
 
+from semisam_o1 import cli
 from semisam_o1.signals import number_of, stoppable
 
 
@@ -62,3 +65,20 @@ def test_another_thread_has_no_handlers():
     thread.start()
     thread.join()
     assert not failed
+
+
+def test_a_signal_during_an_import_stops_the_command(monkeypatch, capsys, tmp_path):
+    """pydoc, by which MONAI finds components, makes an error of its own of it, and MONAI wraps that again."""
+
+    def build(options):
+        try:
+            raise KeyboardInterrupt(signal.SIGTERM)
+        except KeyboardInterrupt:
+            try:
+                raise pydoc.ErrorDuringImport("a module", sys.exc_info())
+            except pydoc.ErrorDuringImport as error:
+                raise RuntimeError("Failed to evaluate") from error
+
+    monkeypatch.setattr(cli, "_validate", build, raising=True)
+    assert cli.main(["validate", str(tmp_path)]) == 143
+    assert "stopped" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 
@@ -39,9 +40,10 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], cla
             known = {name: found.get(name) for name in ("predicted_dice", "low", "high")}
             number, dice = worst_class(found)
             row = {"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice}
-            share = FirstPass.load(records, case.name, "reached").reached
-            if share is not None and class_numbers:
-                row["outside"] = " ".join(map(str, outside_classes(share, class_numbers))) or None
+            with contextlib.suppress(OSError):  # a damaged work file, of which a finished run needs nothing else
+                share = FirstPass.load(records, case.name, "reached").reached
+                if share is not None and class_numbers:
+                    row["outside"] = " ".join(map(str, outside_classes(share, class_numbers))) or None
             rows.append(row)
     trust = {None: 1.0}  # where no quality was estimated
     rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))

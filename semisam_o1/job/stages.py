@@ -184,7 +184,8 @@ def _named_by(error: Exception, cases: Sequence[Case]) -> Case | None:
 
 def _set_aside(job: Job, what: str, error: Exception, case: Case | None) -> bool:
     """Set a scan aside on which a stage failed; False if the error is no fault of a single scan of the pool."""
-    if case is None or case.split == "template" or any(of_the_machine(part) for part in chain(error)):
+    nobodys = any(of_the_machine(part) or isinstance(part, KeyboardInterrupt) for part in chain(error))
+    if case is None or case.split == "template" or nobodys:
         return False
     reason = case.scrubbed(plainly(error) or [*chain(error)][-1])
     log.warning("case %s: %s failed and the scan is set aside: %s", case.name, what, reason)
