@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Enough for made-up scans, in under five minutes on two cores.
+# Enough for made-up scans, in under six minutes on two cores.
 DEMO_ARGS ?= --rounds 2 --set max_iterations=650 first_round_factor=1 learning_rate=0.005 pool_batch=1 affine_prob=0.4 view_turn=0
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 300
