@@ -167,6 +167,11 @@ def round_weights(network: nn.Module, output_dir: str | Path, round: int, device
     return trained_weights(RunFolder(output_dir).round(round).model, network, device)
 
 
+def previous_weights(network: nn.Module, output_dir: str | Path, round: int, device: str = "cpu") -> CheckpointLoader:
+    """`round_weights` of the round before ``round``."""
+    return round_weights(network, output_dir, round - 1, device)
+
+
 def trained_weights(path: str | Path, network: nn.Module, device: str = "cpu") -> CheckpointLoader:
     """MONAI's `CheckpointLoader` for the weights of a trained model, which are checked first.
 

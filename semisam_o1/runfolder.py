@@ -159,9 +159,7 @@ class RoundFolder:
             maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
-        for name in self.work("copies").names():
-            remove(self.copy(name))
-            remove(self.work("copies").path(name))
+        remove(self.work("copies").folder)
         choice = self.work("first").folder / VOTE
         for path in [
             self.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,8 +21,6 @@ from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion, Scan
 from semisam_o1.round_0.passes import FirstPass, dropped_vote
 from semisam_o1.types import Affine, Probabilities
-
-ALIKE = 0.01  # of a voxel; grids whose affines differ by less are the same
 
 
 class Plan(NamedTuple):
@@ -71,16 +70,15 @@ class CopyMaker:
     ):
         self.store, self.cohort, self.records, self.chain, self.inferer = store, cohort, records, chain, inferer
         self.propagation, self.fusion = propagation, fusion
+        self.template_image = functools.cache(lambda name: self._image(name, "world")[0])
 
     def __call__(self, plan: Plan) -> Labelled:
         """Make and label a copy; the two scans that it is made from are none of its atlases."""
         first = FirstPass.load(self.records, plan.one, "template", "frame")
         template = next(one for one in self.propagation.templates if one.name == first.template)
-        features = self.store.frame(first.frame).load(plan.one)
-        step, affine = features.step_mm, features.affine
-        one, other = self._aligned(plan.one, template.name), self._aligned(plan.other, template.name)
-        image = self._image(template.name, "world", template.features.affine)[0]
-        copy = make_copy(image, template.reference.label, one, other, step)
+        (one, affine), (other, _) = (self._aligned(name, template.name) for name in (plan.one, plan.other))
+        step = template.features.step_mm
+        copy = make_copy(self.template_image(template.name), template.reference.label, one, other, step)
         volume = MetaTensor(copy.image[None], affine=torch.as_tensor(affine))
         with torch.no_grad():
             tokens = plain(self.inferer(volume, self.store.encoder, has_data=copy.has_data[None].float()))[0].float()
@@ -94,21 +92,23 @@ class CopyMaker:
                 probabilities = fused.probabilities
         return Labelled(copy, affine, probabilities)
 
-    def _aligned(self, name: str, template: str) -> Aligned:
-        first = FirstPass.load(self.records, name, "frame", "points")
-        image, has_data = self._image(name, first.frame, self.store.frame(first.frame).load(name).affine)
-        place = FirstPass.alignment(self.records, name, template).to_template
-        return Aligned(image, has_data, first.points, place)
-
-    def _image(self, name: str, frame: str, affine: Affine) -> tuple[torch.Tensor, torch.Tensor]:
-        """A scan's image and the mask of its data, (1, H, W, D) each, on the grid of its tokens.
+    def _aligned(self, name: str, template: str) -> tuple[Aligned, Affine]:
+        """A scan aligned to a template, and the affine of its grid.
 
         Raises:
-            ValueError: the tokens lie on another grid.
+            ValueError: its tokens are not on the voxels of its image.
         """
+        first = FirstPass.load(self.records, name, "frame", "points")
+        image, has_data, affine = self._image(name, first.frame)
+        if first.points.shape[:3] != image.shape[1:]:
+            shapes = f"{list(first.points.shape[:3])} tokens, {list(image.shape[1:])} voxels"
+            raise ValueError(f"case {name}: the tokens are not on the voxels of the image ({shapes})")
+        place = FirstPass.alignment(self.records, name, template).to_template
+        return Aligned(image, has_data, first.points, place), affine
+
+    def _image(self, name: str, frame: str) -> tuple[torch.Tensor, torch.Tensor, Affine]:
+        """A scan's image and the mask of its data in the working space, (1, H, W, D) each, and their affine."""
         item = self.chain(frame=frame)(self.cohort.case(name).item())
         image = item[Keys.IMAGE]
-        if not np.allclose(np.asarray(image.affine, float), affine, atol=ALIKE * float(np.linalg.norm(affine[:3, 0]))):
-            raise ValueError(f"case {name}: the tokens are not on the voxels of the image")
         has_data = plain(item[HAS_DATA]) > 0.5 if HAS_DATA in item else torch.ones_like(plain(image)) > 0
-        return plain(image).float(), has_data
+        return plain(image).float(), has_data, np.asarray(image.affine, float)

@@ -68,12 +68,13 @@ class QualityEstimate:
             distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
         judge = functools.partial(evidence, template.reference, shares, propagated)
         judged = judge(way, found.step_mm, float(distance))
-        if first.template and np.nanmean(judged.reverse_consistency) < DOUBTFUL:
+        checked = self.back.has(case.name, "checked")  # once: it does not depend on the label
+        if first.template and not checked and np.nanmean(judged.reverse_consistency) < DOUBTFUL:
             place = FirstPass.alignment(self.records, case.name, first.template).to_template
             again = back_from(template.reference.tokens, found.tokens, found.step_mm, place)
-            if again.residual < way.residual:  # the independent alignment has failed
-                save_way_back(self.back, case.name, TemplatesWayBack(template, again))
-                judged = judge(again, found.step_mm, float(distance))
+            way = min(way, again, key=lambda one: one.residual)  # if the second is better, the independent one failed
+            save_way_back(self.back, case.name, TemplatesWayBack(template, way), checked=True)
+            judged = judge(way, found.step_mm, float(distance))
         return judged
 
 

@@ -35,9 +35,10 @@ def way_back(templates: Sequence[Template], found: Features, frame: str) -> Temp
     return min(ways, key=lambda found: found.way.residual)
 
 
-def save_way_back(folder: WorkFiles, name: str, back: TemplatesWayBack) -> None:
-    """Store a reverse alignment for the quality estimate."""
-    folder.save(name, {"points": back.way.points}, {"residual": back.way.residual, "template": back.template.name})
+def save_way_back(folder: WorkFiles, name: str, back: TemplatesWayBack, checked: bool = False) -> None:
+    """Store a reverse alignment for the quality estimate; ``checked``: it was compared with that of `back_from`."""
+    small = {"residual": back.way.residual, "template": back.template.name} | ({"checked": 1} if checked else {})
+    folder.save(name, {"points": back.way.points}, small)
 
 
 def consistency(back: TemplatesWayBack, probabilities: Probabilities, step_mm: float) -> float:

@@ -181,6 +181,9 @@ def test_a_new_scan_gets_a_label_and_others_stay(phantom_dir, run, tmp_path, cap
         np.testing.assert_array_equal(label, after[name])
     rows = {row["case"]: row for row in csv.DictReader((copied / "review.csv").open())}
     assert float(rows["new"]["predicted_dice"]) == pytest.approx(float(rows["phantom_02"]["predicted_dice"]), abs=0.1)
+    first = {row["case"]: row for row in csv.DictReader((copied / "round_0" / "quality.csv").open())}
+    back = [float(first[name]["reverse_consistency"]) for name in ("new", "phantom_02")]
+    assert back[0] == pytest.approx(back[1], abs=0.05)  # the same scan, so the same but for its atlases
     said = capfd.readouterr().out
     assert "new since the last start: new." in said and "--restart-from propagation" in said
     journal = json.loads((copied / "progress.json").read_text())

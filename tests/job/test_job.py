@@ -57,6 +57,7 @@ def test_tables(run):
     ] * 2
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
     quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))
+    assert [row["predicted_dice"] for row in quality] == [row["predicted_dice"] for row in review]
     assert {row["case"]: row["predicted_dice"] for row in quality} == {
         row["case"]: row["predicted_dice"] for row in review
     }
