@@ -4,6 +4,7 @@ import argparse
 
 from benchmarks import (
     cropped,
+    damaged,
     encoder,
     neighbours,
     odd_files,
@@ -16,7 +17,7 @@ from benchmarks import (
     turned,
 )
 
-MODULES = (propagation, quality, perturbed, turned, cropped, suggested, rounds, encoder, store, neighbours, odd_files)
+MODULES = (propagation, quality, perturbed, turned, cropped, damaged, suggested, rounds, encoder, store, neighbours, odd_files)
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
