@@ -17,7 +17,9 @@ from benchmarks import (
     turned,
 )
 
-MODULES = (propagation, quality, perturbed, turned, cropped, damaged, suggested, rounds, encoder, store, neighbours, odd_files)
+MODULES = (
+    propagation, quality, perturbed, turned, cropped, damaged, suggested, rounds, encoder, store, neighbours, odd_files,
+)  # fmt: skip
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

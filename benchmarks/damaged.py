@@ -41,15 +41,16 @@ from semisam_o1.round_0.calibration import calibrate
 from semisam_o1.round_0.copy_maker import plans
 from semisam_o1.round_0.engines import copies_engine
 from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence
-from semisam_o1.runfolder import RunFolder
+from semisam_o1.runfolder import CANNOT_TELL, RunFolder
 from semisam_o1.tables import TEXT
+from semisam_o1.types import Case
 
 COLUMNS = dict.fromkeys(("set", "template", "case", "kind", "amount"), TEXT) | {
     "dice": ".4f",
     "predicted": ".4f",  # empty: cannot tell
     "low": ".4f",
     "high": ".4f",
-    "doubt": TEXT,
+    CANNOT_TELL: TEXT,
 }
 TEMPLATE_COPIES = 6  # the default of a run
 CONSTANTS = (-1000.0, 0.0)  # that scanners and viewers pad with
@@ -82,7 +83,8 @@ def cut(scan: Scan, axis: int, share: float, at_start: bool) -> Scan:
 def damages(scan: Scan, draw: np.random.RandomState) -> Iterator[tuple[str, str, Scan]]:
     """Name, amount and copy of each kind of damage."""
     image = scan.image.astype(np.float32)
-    widths = [tuple(int(draw.uniform(0, MOST_PADDED) * n) for _ in range(2)) for n in image.shape]
+    ends = [[int(draw.uniform(0, MOST_PADDED) * n) for _ in range(2)] for n in image.shape]
+    widths = [(before, after) for before, after in ends]
     constant = CONSTANTS[draw.randint(len(CONSTANTS))]
     sides = " ".join(f"{before}+{after}" for before, after in widths)
     yield "padded", f"{sides} voxels of {constant:g}", padded(scan, widths, constant)
@@ -117,7 +119,8 @@ def run(options) -> None:
         cohort = open_cohort(root, check=False)
         pool = drawn([case for case in cohort.pool if case.label], options.pool)
         chosen = drawn(pool, options.cases)
-        copies, amounts = {}, {}  # kind of damage -> case -> copy; copy -> amount
+        copies: dict[str, dict[Case, Case]] = {}  # kind of damage -> case -> copy
+        amounts: dict[str, str] = {}  # by copy
         for number, case in enumerate(chosen):
             for kind, amount, scan in damages(read_scan(cohort, case), np.random.RandomState(SEED + number)):
                 copy = write_copy(folder, cohort, case, f"{case.name} {kind}", scan)
@@ -144,7 +147,8 @@ def run(options) -> None:
         evidence = {case: estimate.evidence(case, run_folder.round(0).label(case.name)) for case in mixed}
 
         template = cohort.templates[0].name
-        table, rows = Rows(options.table, COLUMNS, list(COLUMNS)[:4]), {}
+        table = Rows(options.table, COLUMNS, list(COLUMNS)[:4])
+        rows: dict[str, list[dict[str, Any]]] = {}
         print(f"\n{len(chosen)} scans of a pool of {len(pool)}, template {template}")
         print(f"{'case':24}{'damage':11}{'amount':36}{'Dice':>7}{'predicted':>11}")
         for kind, (asked, everyone) in groups.items():
@@ -153,10 +157,10 @@ def run(options) -> None:
                 found = calibration.predict(evidence[case]).row(cohort.class_numbers)
                 dice = dice_of(label_in(run_folder.path, cohort, case), case, cohort)
                 name = case.name.removesuffix(f" {kind}")
-                figures = (dice, found["predicted_dice"], found["low"], found["high"], found.get("doubt"))
+                figures = (dice, found["predicted_dice"], found["low"], found["high"], found[CANNOT_TELL])
                 row = dict(zip(COLUMNS, (root.resolve().name, template, name, kind, amounts.get(case.name), *figures)))
                 rows.setdefault(kind, []).append(row)
-                told = f"{row['predicted']:11.3f}" if row["predicted"] is not None else f"   {row['doubt']}"
+                told = f"{row['predicted']:11.3f}" if row["predicted"] is not None else f"   {row[CANNOT_TELL]}"
                 print(f"{name[:23]:24}{kind:11}{(row['amount'] or '')[:35]:36}{dice:7.3f}{told}", flush=True)
             table.add(rows[kind])
         print(f"\n{'':12}{'labels':>7}{'Dice':>8}{'predicted':>11}{'mean error':>12}{'largest error':>15}", end="")

@@ -13,7 +13,7 @@ from typing import Any
 
 from semisam_o1.files import WorkFiles, read_json, remove, remove_empty
 from semisam_o1.ledger import Ledger
-from semisam_o1.tables import CaseTable
+from semisam_o1.tables import TEXT, CaseTable
 from semisam_o1.types import Case, DatasetError, UserError
 
 ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
@@ -41,14 +41,18 @@ QUALITY = (
     "nonpositive_jacobian",
     "roughness",
 )
-
-
+CANNOT_TELL = "cannot_tell"  # column of quality.csv and review.csv: why a label has no predicted Dice
 CLASS_COLUMN = "predicted_dice_"  # then the number of the class
 
 
 def class_column(number: int) -> str:
     """The column of quality.csv with the predicted Dice of a class."""
     return f"{CLASS_COLUMN}{number}"
+
+
+def doubted_first(predicted_dice: float | None) -> tuple[bool, float]:
+    """A key to sort labels by: those without predicted Dice first, then the lowest."""
+    return predicted_dice is not None, predicted_dice or 0.0
 
 
 def folder_path(path: str | Path) -> Path:
@@ -117,8 +121,9 @@ class RoundFolder:
         self.quality = CaseTable(
             self.path / "quality.csv",
             dict.fromkeys(QUALITY, ".4f"),
-            order=lambda row: (row[1]["predicted_dice"], row[0]),  # lowest predicted Dice first
+            order=lambda row: (*doubted_first(row[1].get("predicted_dice")), row[0]),
             more=(CLASS_COLUMN, ".4f"),
+            later={CANNOT_TELL: TEXT},
         )
         self.uncertainty = uncertainty_table(self.path)
 

@@ -74,13 +74,14 @@ def _value(cell: str, kind: str) -> Any:
 
 
 class CaseTable:
-    """One row of numbers per case: ``{case: {column: number}}`` in a CSV whose first column is ``case``.
+    """One row of values per case: ``{case: {column: value}}`` in a CSV whose first column is ``case``.
 
     Args:
         path: the file.
         columns: name -> format of each number.
         order: sort key of the rows, called with (case, numbers).
         more: start of the names of further columns, which differ between tables, and their format.
+        later: further columns, with formats, that tables of earlier versions do not have.
         ledger: if given, the table is written through it, and one that a person changed is not read.
     """
 
@@ -91,17 +92,19 @@ class CaseTable:
         order=lambda row: row[0],
         ledger: Ledger | None = None,
         more: tuple[str, str] | None = None,
+        later: Mapping[str, str] | None = None,
     ):
         self.path, self.columns, self.order = Path(path), {"case": TEXT, **columns}, order
-        self.ledger, self.more = ledger, more
+        self.ledger, self.more, self.later = ledger, more, dict(later or {})
 
     def write(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         rows = sorted(values.items(), key=self.order)
-        columns = self._columns({name: None for numbers in values.values() for name in numbers})
+        names = {name: None for numbers in values.values() for name in numbers}
+        columns = self._columns([*self.later, *names])
         with contextlib.nullcontext(self.path) if self.ledger is None else self.ledger.writing(self.path) as path:
             write_rows(path, columns, ({"case": name, **numbers} for name, numbers in rows))
 
-    def read(self) -> dict[str, dict[str, float]]:
+    def read(self) -> dict[str, dict[str, Any]]:
         """All rows; empty if the file does not exist."""
         trusted = self.path.is_file() and (self.ledger is None or self.ledger.state(self.path) is State.OURS)
         try:
@@ -113,7 +116,9 @@ class CaseTable:
 
     def _columns(self, names: Iterable[str]) -> dict[str, str]:
         """The columns, with those of ``names`` that are further ones."""
+        names = list(names)
+        columns = self.columns | {name: kind for name, kind in self.later.items() if name in names}
         if self.more is None:
-            return self.columns
+            return columns
         start, kind = self.more
-        return self.columns | {name: kind for name in names if name.startswith(start)}
+        return columns | {name: kind for name in names if name.startswith(start)}

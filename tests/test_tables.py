@@ -33,23 +33,37 @@ def test_a_case_table_keeps_its_order_and_is_empty_where_there_is_none(tmp_path)
 
 
 def test_the_list_for_review_takes_any_name(tmp_path):
-    run, cases = RunFolder(tmp_path), [Case(name, tmp_path, None, "pool") for name in ("a, b", "=c", "d")]
+    run, cases = RunFolder(tmp_path), [Case(name, tmp_path, None, "pool") for name in ("a, b", "=c", "d", "e")]
     folder = run.round(1)
     folder.uncertainty.write({case.name: {"uncertainty": 0.1} for case in cases})
     values = {"a, b": 0.5, "=c": 0.4}
     judged = {name: Quality(dice, 0, 1, 1, 1, 0, 0, 0, 0, (0.9, dice)) for name, dice in values.items()}
+    judged["e"] = judged["a, b"]._replace(doubt="-unlike")
     folder.quality.write({name: found.row([0, 2, 5]) for name, found in judged.items()})
+    assert list(folder.quality.read()) == ["e", "=c", "a, b"]
     write_review(folder, run, cases)
     assert run.review.read_text().splitlines() == [
-        "case,uncertainty,predicted_dice,low,high,class,class_dice,outside",
-        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000,",
-        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000,',
-        "d,0.100000,,,,,,",
+        "case,uncertainty,predicted_dice,low,high,class,class_dice,outside,cannot_tell",
+        "e,0.100000,,,,,,,'-unlike",
+        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000,,",
+        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000,,',
+        "d,0.100000,,,,,,,",
     ]  # fmt: skip
 
 
 def test_the_columns_of_quality_are_those_of_the_estimate():
-    assert Quality._fields == (*QUALITY, "classes")
+    assert Quality._fields == (*QUALITY, "classes", "doubt")
+
+
+def test_a_table_of_quality_from_before_there_was_doubt_is_read(tmp_path):
+    folder = RunFolder(tmp_path).round(0)
+    folder.quality.write({"a": Quality(0.5, 0, 1, 1, 1, 0, 0, 0, 0, (0.5,)).row([0, 1])})
+    text = folder.quality.path.read_text().splitlines()
+    position = text[0].split(",").index("cannot_tell")
+    cells = [line.split(",") for line in text]
+    folder.quality.path.write_text("\n".join(",".join(c[:position] + c[position + 1 :]) for c in cells) + "\n")
+    found = folder.quality.read()["a"]
+    assert found["predicted_dice"] == 0.5 and "cannot_tell" not in found
 
 
 @pytest.mark.parametrize("name", ["run.json", "progress.json"])

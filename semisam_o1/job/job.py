@@ -238,10 +238,11 @@ class Job:
         """Whether to stop training: the labels hardly change, or their predicted Dice falls."""
         before, after = map(self.run_folder.round, (number - 1, number))
         change = selection.change(before, after, self.cohort)
-        quality = selection.mean_predicted_dice(after)
+        (quality,) = selection.mean_predicted_dice([after])
         log.info("round %d: labels changed by %.4f (1 - mean Dice), predicted Dice %.4f", number, change, quality)
         return change < self.config.setting("least_change") or self.record.best_round != number
 
     def _best_round(self, last: int) -> int:
-        found = {n: selection.mean_predicted_dice(self.run_folder.round(n)) for n in range(1, last + 1)}
-        return selection.best_round(found, self.config.setting("quality_tolerance"))
+        numbers = range(1, last + 1)
+        means = selection.mean_predicted_dice([self.run_folder.round(n) for n in numbers])
+        return selection.best_round(dict(zip(numbers, means)), self.config.setting("quality_tolerance"))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.metrics import evaluate_folder
 from semisam_o1.round_0.passes import FirstPass, outside_classes
-from semisam_o1.runfolder import CLASS_COLUMN, RoundFolder, RunFolder
+from semisam_o1.runfolder import CANNOT_TELL, CLASS_COLUMN, RoundFolder, RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case
 
 # Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first; ``outside``
-# are those that lie outside of its field of view and are left empty.
+# are those that lie outside of its field of view and are left empty; ``cannot_tell`` is why there is no predicted Dice.
 REVIEW = {
     "case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f", "low": ".4f", "high": ".4f", "class": COUNT,
-    "class_dice": ".4f", "outside": TEXT,
+    "class_dice": ".4f", "outside": TEXT, CANNOT_TELL: TEXT,
 }  # fmt: skip
 
 
@@ -30,14 +31,17 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None
 
 
 def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], class_numbers: Sequence[int] = ()) -> None:
-    """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty."""
+    """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty.
+
+    Labels in doubt, of which nobody can tell the Dice, come first: they have to be looked at.
+    """
     uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
     rows: list[dict] = []
     records = run.round(0).work("first")
     for case in cases:
         if case.name in uncertainty:
             found = quality.get(case.name, {})
-            known = {name: found.get(name) for name in ("predicted_dice", "low", "high")}
+            known = {name: found.get(name) for name in ("predicted_dice", "low", "high", CANNOT_TELL)}
             number, dice = worst_class(found)
             row = {"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice}
             with contextlib.suppress(OSError):  # a damaged work file, of which a finished run needs nothing else
@@ -45,13 +49,19 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], cla
                 if share is not None and class_numbers:
                     row["outside"] = " ".join(map(str, outside_classes(share, class_numbers))) or None
             rows.append(row)
-    trust = {None: 1.0}  # where no quality was estimated
-    rows.sort(key=lambda r: (trust.get(r["predicted_dice"], r["predicted_dice"]), -r["uncertainty"], r["case"]))
+    rows.sort(key=lambda r: (_trust(r), -r["uncertainty"], r["case"]))
     with run.ledger.writing(run.review) as aside:
         write_rows(aside, REVIEW, rows)
 
 
-def worst_class(quality: Mapping[str, float | None]) -> tuple[int | None, float | None]:
+def _trust(row: Mapping[str, Any]) -> float:
+    """The predicted Dice of a row; below all others if it is in doubt, above them where no quality was estimated."""
+    if row[CANNOT_TELL]:
+        return -1.0
+    return 1.0 if row["predicted_dice"] is None else row["predicted_dice"]
+
+
+def worst_class(quality: Mapping[str, Any]) -> tuple[int | None, float | None]:
     """The number of the class with the lowest predicted Dice in a row of quality.csv, and that; None if none has."""
     starts = {name: value for name, value in quality.items() if name.startswith(CLASS_COLUMN) and value is not None}
     if not starts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.overlap import mean_dice
@@ -12,10 +12,20 @@ WORSE = 0.035  # drop of mean predicted Dice that gives a warning; successful tr
 FAILED = 0.06  # drop after which the labels of round 0 are handed out
 
 
-def mean_predicted_dice(folder: RoundFolder) -> float:
-    """Mean predicted Dice of a round's labels; 0 if no quality was estimated."""
-    found = [row["predicted_dice"] for row in folder.quality.read().values()]
-    return sum(found) / max(len(found), 1)
+def mean_predicted_dice(folders: Sequence[RoundFolder]) -> list[float]:
+    """Mean predicted Dice of the labels of each round; 0 if no quality was estimated.
+
+    Means are compared, so they are taken over the same cases: those with a predicted Dice in each round. A label whose
+    Dice nobody can tell has none.
+    """
+    found = [_known(folder) for folder in folders]
+    names = [name for name in found[0] if all(name in one for one in found)]
+    return [sum(one[name] for name in names) / max(len(names), 1) for one in found]
+
+
+def _known(folder: RoundFolder) -> dict[str, float]:
+    rows = folder.quality.read().items()
+    return {name: row["predicted_dice"] for name, row in rows if row["predicted_dice"] is not None}
 
 
 def change(before: RoundFolder, after: RoundFolder, cohort: Cohort) -> float:
@@ -44,13 +54,14 @@ def labels_round(run: RunFolder, best: int) -> int:
     first, final = run.round(0), run.round(best)
     if best == 0 or not (first.quality.path.exists() and final.calibration.exists()):
         return best
-    return 0 if mean_predicted_dice(final) < mean_predicted_dice(first) - FAILED else best
+    before, after = mean_predicted_dice([first, final])
+    return 0 if after < before - FAILED else best
 
 
 def doubts(run: RunFolder, best: int, handed_out: int) -> list[str]:
     """Warnings for users of the model of round ``best`` and of the labels of round ``handed_out``."""
     folders = [run.round(number) for number in (0, best)]
-    first, final = map(mean_predicted_dice, folders)
+    first, final = mean_predicted_dice(folders)
     if not all(folder.quality.path.exists() for folder in folders):
         return []
     figures = f"mean predicted Dice {final:.3f}, {first:.3f} in round 0"

@@ -33,17 +33,20 @@ def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predi
     """Training items of round ``round``: templates with their labels, pool scans with labels of the previous round.
 
     A pool scan is left out if it has no such label (its propagation failed) or if the label's predicted Dice is below
-    ``min_predicted_dice``. If all labels are below it, all are used.
+    ``min_predicted_dice``. So is a scan whose label has none, because nobody can tell how good it is: few labels are,
+    and a wrong one costs more than one scan less. If all labels would be left out, all are used. 0 leaves none out.
     """
     before = RunFolder(output_dir).round(round - 1)
-    quality = {name: row["predicted_dice"] for name, row in before.quality.read().items()}
     items = [case.item() | {"labelled": True} for case in cohort.templates]
     pool = [case for case in cohort.pool if before.label(case.name).exists()]
-    poor = [case for case in pool if quality.get(case.name, min_predicted_dice) < min_predicted_dice]
-    if poor and len(poor) < len(pool):
-        names = ", ".join(case.name for case in poor)
-        log.info("labels left out of training, predicted Dice below %g: %s", min_predicted_dice, names)
-        pool = [case for case in pool if case not in poor]
+    known = {name: row["predicted_dice"] for name, row in before.quality.read().items()}
+    doubted = [case for case in pool if known.get(case.name, 1.0) is None] if min_predicted_dice > 0 else []
+    poor = [case for case in pool if (dice := known.get(case.name)) is not None and dice < min_predicted_dice]
+    if len(doubted) + len(poor) < len(pool):
+        for cases, why in ((poor, f"predicted Dice below {min_predicted_dice:g}"), (doubted, "cannot tell their Dice")):
+            if cases:
+                log.info("labels left out of training, %s: %s", why, ", ".join(case.name for case in cases))
+        pool = [case for case in pool if case not in (*poor, *doubted)]
     return items + [case.item(before.label(case.name)) | {"labelled": False} for case in pool]
 
 

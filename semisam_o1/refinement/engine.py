@@ -26,7 +26,10 @@ log = logging.getLogger("semisam_o1")
 
 class Guard:
     """The quality of a label file of a case, without truth: its predicted Dice or, if ``quality_estimate`` is off, its
-    Dice with the label of round 0."""
+    Dice with the label of round 0.
+
+    Two labels of one scan are compared, so the predicted Dice counts here where nobody can tell how good they are, too.
+    """
 
     def __init__(self, store: FeatureStore, cohort: Cohort, output_dir: str | Path, quality_estimate: bool = True):
         self.cohort, self.carried = cohort, RunFolder(output_dir).round(0).label

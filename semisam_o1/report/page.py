@@ -21,13 +21,15 @@ from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
-from semisam_o1.runfolder import RunFolder
+from semisam_o1.runfolder import CANNOT_TELL, RunFolder
 from semisam_o1.tables import COUNT, TEXT, header, read_rows
 from semisam_o1.types import Case
 
 STAGE_NAMES = {"copied": "copied template label (the floor)"}
 NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> shown name
-KNOWN = {"uncertainty": ".6f", "predicted_dice": ".4f", "class": COUNT, "class_dice": ".4f"}  # of its columns
+KNOWN = {
+    "uncertainty": ".6f", "predicted_dice": ".4f", "class": COUNT, "class_dice": ".4f", CANNOT_TELL: TEXT,
+}  # of its columns  # fmt: skip
 
 PAGES = Environment(
     loader=PackageLoader("semisam_o1.report"),
@@ -216,6 +218,8 @@ def _drawn_cases(
                 notes[0] += f" (round {steps[0][0]}: {first.text(steps[0][2])})"
         known = review.get(case.name, {})
         notes += [f"{text} {known[name]:.3g}" for name, text in NOTES.items() if known.get(name) is not None]
+        if doubt := known.get(CANNOT_TELL):
+            notes.append(f"cannot tell how good it is: {doubt}")
         if cohort.num_classes > 2 and known.get("class") is not None and known.get("class_dice") is not None:
             name = cohort.classes.get(known["class"], f"class {known['class']}")
             notes.append(f"lowest for {name} ({known['class_dice']:.3g})")

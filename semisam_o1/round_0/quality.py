@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from semisam_o1.report.overlap import soft_dice, soft_dices
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, deform, principal, register
 from semisam_o1.round_0.propagation import Reference, sample_label
-from semisam_o1.runfolder import class_column
+from semisam_o1.runfolder import CANNOT_TELL, class_column
 from semisam_o1.types import Probabilities, Tokens
 
 ITERATIONS = (40, 30, 15)  # of the reverse displacement
@@ -27,14 +27,15 @@ LEAST_ERROR = 0.01  # of reverse consistency; smaller ones are rounding
 
 
 class Quality(NamedTuple):
-    """The quality of a label, estimated without truth; each field but ``classes`` is a column of quality.csv.
+    """The quality of a label, estimated without truth; the fields up to ``classes`` are columns of quality.csv.
 
     predicted_dice: the mean of ``classes``. low, high: the interval that contains the true Dice of four in five labels.
     reverse_consistency: soft Dice between the label, warped back to the template, and the template's label. agreement:
     soft Dice with the probabilities of round 0. dissimilarity: descriptor distance to the scans that the label comes
     from. back_residual: descriptor distance after the reverse alignment. nonpositive_jacobian: share of the template's
     label where the reverse map folds (its Jacobian determinant is not positive). roughness: surface over volume, per
-    token. classes: the predicted Dice of each foreground class; NaN for one that neither label nor template has.
+    token. classes: the predicted Dice of each foreground class; NaN for one that neither label nor template has. doubt:
+    why nobody can tell how good the label is, in a few words; "" if the predicted Dice counts.
     """
 
     predicted_dice: float
@@ -47,12 +48,16 @@ class Quality(NamedTuple):
     nonpositive_jacobian: float
     roughness: float
     classes: tuple[float, ...] = ()
+    doubt: str = ""
 
-    def row(self, class_numbers: Sequence[int]) -> dict[str, float | None]:
-        """The row of quality.csv: None where a number is not known."""
-        found = {name: value for name, value in self._asdict().items() if name != "classes"}
-        found |= {class_column(number): value for number, value in zip(class_numbers[1:], self.classes)}
-        return {name: None if math.isnan(value) else value for name, value in found.items()}
+    def row(self, class_numbers: Sequence[int]) -> dict[str, Any]:
+        """The row of quality.csv: None where a number is not known, and in place of each predicted Dice in doubt."""
+        dice = {"predicted_dice": self.predicted_dice, "low": self.low, "high": self.high}
+        dice |= {class_column(number): value for number, value in zip(class_numbers[1:], self.classes)}
+        others = {name: value for name, value in self._asdict().items() if name not in (*dice, "classes", "doubt")}
+        found = others | (dict.fromkeys(dice, math.nan) if self.doubt else dice)
+        known = {name: None if math.isnan(value) else value for name, value in found.items()}
+        return known | {CANNOT_TELL: self.doubt or None}
 
 
 class Evidence(NamedTuple):

@@ -53,8 +53,9 @@ def test_tables(run):
     }  # fmt: skip
     review = list(csv.DictReader((run / "review.csv").open()))
     assert [list(row) for row in review] == [
-        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice", "outside"]
+        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice", "outside", "cannot_tell"]
     ] * 2
+    assert not any(row["cannot_tell"] for row in review)
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1
     quality = list(csv.DictReader((run / "round_2" / "quality.csv").open()))
     assert [row["predicted_dice"] for row in quality] == [row["predicted_dice"] for row in review]

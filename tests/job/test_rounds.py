@@ -29,13 +29,17 @@ def test_labels_judged_poor_are_left_out_of_training(run, phantom_dir, tmp_path)
     values = {name: Quality(0.9, 0.8, 1, 1, 1, 0, 0, 0, 0) for name in names}
 
     def learnt(least: float) -> list[str]:
-        RoundFolder(folder).quality.write({name: value._asdict() for name, value in values.items()})
+        RoundFolder(folder).quality.write({name: value.row([0]) for name, value in values.items()})
         return [item["case"] for item in training_items(cohort, tmp_path, 1, least) if not item["labelled"]]
 
     assert learnt(0.6) == names
     values[names[0]] = values[names[0]]._replace(predicted_dice=0.59)
     assert learnt(0.6) == names[1:] and learnt(0.5) == names
     assert learnt(0.95) == names  # nothing would be left
+    values[names[0]] = values[names[0]]._replace(predicted_dice=0.9, doubt="unlike the others")
+    assert learnt(0.6) == names[1:] and learnt(0) == names  # 0 leaves no label out
+    values = {name: value._replace(doubt="unlike the others") for name, value in values.items()}
+    assert learnt(0.6) == names
 
 
 @pytest.mark.parametrize(("worth", "warned"), [(0.76, True), (0.77, False)])
@@ -95,7 +99,7 @@ def test_the_network_labels_copies_too_and_a_failed_training_hands_out_round_0(p
         image, label = (nibabel.load(folder.copy(name)) for folder in (first, last))
         assert image.shape == label.shape and np.allclose(image.affine, label.affine, atol=1e-5)
     assert first.calibration.is_file() and last.calibration.is_file()
-    worth = [mean_predicted_dice(folder) for folder in (first, last)]
+    worth = mean_predicted_dice([first, last])
     assert worth[1] < worth[0] - 0.1  # after four iterations
     assert_same_labels(tmp_path / "pseudo_labels", tmp_path / "round_0" / "labels")
     record = json.loads((tmp_path / "run.json").read_text())

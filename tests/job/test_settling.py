@@ -12,11 +12,11 @@ from semisam_o1.types import Case
 from tests.jobs import cohort_of
 
 
-def judged(folder, *values: float):
-    found = {
-        f"case_{i}": Quality(value, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0).row([0]) for i, value in enumerate(values)
-    }
-    RoundFolder(folder).quality.write(found)
+def judged(folder, *values: float | None):
+    """A round whose labels have these predicted Dice; None: nobody can tell."""
+    rest = (0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    found = [Quality(value or 0.9, *rest, doubt="" if value else "unlike the others").row([0]) for value in values]
+    RoundFolder(folder).quality.write({f"case_{i}": row for i, row in enumerate(found)})
     return RoundFolder(folder)
 
 
@@ -26,8 +26,16 @@ def label(path, *voxels: int) -> None:
 
 
 def test_the_quality_of_a_round_is_the_mean_of_its_labels(tmp_path):
-    assert mean_predicted_dice(judged(tmp_path / "round_1", 0.5, 0.8)) == pytest.approx(0.65)
-    assert mean_predicted_dice(RoundFolder(tmp_path)) == 0
+    assert mean_predicted_dice([judged(tmp_path / "round_1", 0.5, 0.8)]) == pytest.approx([0.65])
+    assert mean_predicted_dice([RoundFolder(tmp_path)]) == [0]
+
+
+def test_rounds_are_compared_by_the_labels_that_each_can_tell(tmp_path):
+    """A poor label that falls into doubt must not raise the mean of its round."""
+    folders = [judged(tmp_path / "round_0", 0.4, 0.8, None), judged(tmp_path / "round_1", None, 0.7, 0.9)]
+    assert mean_predicted_dice(folders) == pytest.approx([0.8, 0.7])
+    assert doubts(RunFolder(tmp_path), 1, 1)
+    assert mean_predicted_dice([judged(tmp_path / "round_2", None), folders[0]]) == [0, 0]
 
 
 def pool_of(folder, *names):

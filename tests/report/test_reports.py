@@ -126,6 +126,16 @@ def test_report_of_round_0_alone(run):
     assert "0.7500.7500.625" in page.text  # mean, median and worst of what was propagated
 
 
+def test_the_report_says_where_nobody_can_tell(run):
+    out, cohort = run
+    (out / "review.csv").write_text(
+        "case,uncertainty,predicted_dice,cannot_tell\np4,0.125,,the scan is unlike <others>\np3,0.5,0.6,\n"
+    )
+    page = Page(write_report(out, cohort).read_text(encoding="utf-8"))
+    assert "p4: uncertainty 0.125, cannot tell how good it is: the scan is unlike <others>" in page.text
+    assert page.text.count("cannot tell") == 1
+
+
 def test_report_needs_nothing_from_outside(run):
     out, cohort = run
     text = write_report(out, cohort).read_text(encoding="utf-8")
