@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from benchmarks import cropped, rivals, turned
+from benchmarks import cropped, damaged, rivals, turned
 from benchmarks.__main__ import main
 from benchmarks.pools import Rows, Scan, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
@@ -129,8 +129,40 @@ def test_the_best_cut_loses_the_fewest_voxels_of_other_classes():
     assert cropped.best_cut(np.ones((4, 4, 4), int)) is None
 
 
+def damaged_copies(seed=0):
+    image = np.random.default_rng(seed).uniform(0, 100, (20, 22, 24)).astype(np.float32)
+    image[8, 9, 10] = 1000
+    scan = Scan(image, (image == 1000).astype(int), np.diag([2.0, -3.0, 4.0, 1.0]))
+    found = damaged.damages(scan, np.random.RandomState(seed))
+    return scan, {kind: copy for kind, _, copy in found}
+
+
+def test_damaged_content_stays_in_its_place():
+    scan, copies = damaged_copies()
+    assert list(copies) == ["padded", "saturated", "cut", "blurred", "noisy"]
+    for kind, copy in copies.items():
+        (voxel,) = np.argwhere(copy.label)
+        assert copy.image.shape == copy.label.shape and copy.label.sum() == 1, kind
+        assert (copy.affine @ [*voxel, 1]).tolist() == (scan.affine @ [8, 9, 10, 1]).tolist(), kind
+    assert np.prod(copies["padded"].image.shape) > scan.image.size > copies["cut"].image.size
+
+
+def test_intensities_are_clipped_blurred_and_noisy():
+    scan, copies = damaged_copies()
+    assert copies["saturated"].image.max() == pytest.approx(np.quantile(scan.image, 0.9))
+    assert copies["blurred"].image.std() < 0.5 * scan.image.std()
+    added = copies["noisy"].image - scan.image
+    assert 0.2 < added.std() / scan.image.std() < 0.5 and abs(added.mean()) < 0.1 * added.std()
+
+
+def test_labels_that_nobody_can_tell_are_no_errors():
+    row = {"dice": 0.7, "predicted": 0.75}
+    line = damaged.summary([row, row | {"predicted": 0.5}, row | {"predicted": None}, row | {"predicted": None}])
+    assert line.split() == ["4", "0.700", "0.625", "0.125", "0.200", "0.50", "0.50"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rows"), [("turned", 8), ("cropped", 3)])
+@pytest.mark.parametrize(("name", "rows"), [("turned", 8), ("cropped", 3), ("damaged", 7)])
 def test_spoiled_pools_end_in_a_table(name, rows, phantom_dir, tmp_path, monkeypatch):
     table = tmp_path / "table.csv"
     command = (name, phantom_dir, "--cases", 1, "--voxels", 1000, "--table", table, "--work", tmp_path / "work")
