@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,19 +18,22 @@ BACK_POWER, UNLIKE_POWER = 0.3, 0.3  # of the two measures relative to the pool
 MODIFIED = (0.5, 2.0)  # the limits of their product
 SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
 FOUR_IN_FIVE = 1.28  # standard deviations
+FAR = 1.5  # times the pool's median descriptor distance; beyond it, no scan has shown what evidence means
 
 
 class Calibration(NamedTuple):
     """How the evidence of a label becomes a predicted Dice.
 
     factor: (classes,), true error over expected error. spread: standard deviation of its logarithm over labels.
-    reverse_consistency: (classes,), the median of the pool. dissimilarity: the median of the pool.
+    reverse_consistency: (classes,), the median of the pool. dissimilarity, back_residual: the medians of the pool; the
+    second is NaN in files of earlier versions.
     """
 
     factor: np.ndarray
     spread: float
     reverse_consistency: np.ndarray
     dissimilarity: float
+    back_residual: float = math.nan
 
     def content(self) -> dict[str, Any]:
         """As plain values, for a JSON file."""
@@ -60,7 +64,26 @@ class Calibration(NamedTuple):
             found.nonpositive_jacobian,
             found.roughness,
             tuple(float(value) for value in dice),
+            self._doubt(found),
         )
+
+    def _doubt(self, found: Evidence) -> str:
+        """Why the evidence does not tell how good a label is, in words; "" if it does.
+
+        A scan that is much less similar to its atlases or to the template than the pool is lies outside of all scans
+        and copies that the calibration comes from. This depends on the scan alone: a label that falls into doubt does
+        so in each round.
+        """
+        pairs = {
+            "the scans that its label comes from": (found.dissimilarity, self.dissimilarity),
+            "the template": (found.back_residual, self.back_residual),
+        }
+        far = [
+            f"{what} ({own / usual:.1f} times the usual distance)"
+            for what, (own, usual) in pairs.items()
+            if own > FAR * usual > 0
+        ]
+        return f"the scan is unlike {' and '.join(far)}" if far else ""
 
     def _relative(self, found: Evidence) -> np.ndarray:
         """What the scan's evidence, relative to the pool's, says of the error of each class, (classes,)."""
@@ -89,7 +112,8 @@ def calibrate(
             scatter = np.nanmean(logs - found, axis=1)
             spread = max(USUAL_SPREAD, float(np.median(np.abs(scatter)) * 1.48))
     back = _medians(np.stack([one.reverse_consistency for one in pool]))
-    return Calibration(np.exp(factor), spread, back, float(np.median([one.dissimilarity for one in pool])))
+    distances = (float(np.median([getattr(one, name) for one in pool])) for name in ("dissimilarity", "back_residual"))
+    return Calibration(np.exp(factor), spread, back, *distances)
 
 
 def _medians(values: np.ndarray) -> np.ndarray:

@@ -286,7 +286,10 @@ def quality_engine(
         if found:
             path = folder.calibration if folder.calibration.is_file() else run.round(0).calibration
             calibration = Calibration.of_content(read_json(path))
-            rows = {name: calibration.predict(one).row(cohort.class_numbers) for name, one in found.items()}
+            judged = {name: calibration.predict(one) for name, one in found.items()}
+            if doubted := sum(bool(one.doubt) for one in judged.values()):
+                log.info("cannot tell how good %d of %d labels are; quality.csv says why", doubted, len(judged))
+            rows = {name: one.row(cohort.class_numbers) for name, one in judged.items()}
             folder.quality.write(folder.quality.read() | rows)
 
     return engine

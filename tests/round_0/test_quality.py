@@ -133,6 +133,37 @@ def test_the_pool_is_the_measure_of_a_scan():
     assert 1 - inconsistent == pytest.approx((1 - plain) * 2**0.3) and 1 - unlike == pytest.approx((1 - plain) * 2**0.3)
 
 
+def distances(unlike, back):
+    return known([0.8], [0.9], unlike)._replace(back_residual=back)
+
+
+@pytest.mark.parametrize(
+    ("unlike", "back", "said"),
+    [
+        (0.14, 0.29, ""),
+        (0.16, 0.2, "the scan is unlike the scans that its label comes from (1.6 times the usual distance)"),
+        (0.1, 0.32, "the scan is unlike the template (1.6 times the usual distance)"),
+        (0.2, 0.6, "comes from (2.0 times the usual distance) and the template (3.0 times the usual distance)"),
+    ],
+)
+def test_nobody_can_tell_of_a_scan_far_from_the_pool(unlike, back, said):
+    """Median distances 0.1 to the atlases and 0.2 to the template."""
+    calibration = calibrate([distances(0.08, 0.2), distances(0.1, 0.1), distances(0.3, 0.4)])
+    found = calibration.predict(distances(unlike, back))
+    assert found.doubt.endswith(said) and bool(found.doubt) == bool(said)
+    row = found.row([0, 4])
+    dice = [row[name] for name in ("predicted_dice", "low", "high", "predicted_dice_4")]
+    assert row["cannot_tell"] == (found.doubt or None)
+    assert dice == [None] * 4 if said else None not in dice
+    assert None not in (row["reverse_consistency"], row["dissimilarity"], row["back_residual"])
+
+
+def test_a_calibration_from_before_there_was_doubt_is_read():
+    content = calibrate([distances(0.1, 0.2)]).content()
+    del content["back_residual"]
+    assert Calibration.of_content(content).predict(distances(0.1, 0.9)).doubt == ""
+
+
 def test_a_class_that_is_nowhere_counts_for_nothing():
     pool = [known([0.8, np.nan], [0.9, np.nan])]
     found = calibrate(pool, [np.array([0.9, np.nan])] * 3, [np.array([0.8, np.nan])] * 3).predict(pool[0])
