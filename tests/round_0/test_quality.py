@@ -1,5 +1,7 @@
 """What is said of labels without truth: by hand, and on phantoms whose labels are spoiled on purpose."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ import torch
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.report.overlap import soft_dice, soft_dices
+from semisam_o1.round_0 import engines
 from semisam_o1.round_0.alignment import centred_points
 from semisam_o1.round_0.calibration import USUAL_FACTOR, Calibration, calibrate
 from semisam_o1.round_0.propagation import Reference, nearest
 from semisam_o1.round_0.quality import Evidence, back_from, back_propagate, evidence, nonpositive_jacobian, roughness
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import Case
 
 SHAPE, STEP = (20, 19, 18), 2.4
 
@@ -191,3 +196,19 @@ def test_the_way_back_is_its_own(carried):
     again = back_propagate(template.tokens, scan.tokens, STEP)
     assert torch.equal(back.points, again.points)
     assert not torch.equal(back.points, back_propagate(template.tokens, scan.tokens, STEP, seed=2).points)
+
+
+def test_the_run_says_how_many_labels_nobody_can_tell(tmp_path, monkeypatch, caplog):
+    found = {"near": distances(0.1, 0.2), "other": distances(0.1, 0.2), "far": distances(0.1, 0.5)}
+    estimate = SimpleNamespace(evidence=lambda case, label: found[case.name])
+    monkeypatch.setattr(engines, "QualityEstimate", lambda *_: estimate)
+    cases = [Case(name, tmp_path, None, "pool") for name in found]
+    with caplog.at_level("INFO", "semisam_o1"):
+        engines.quality_engine(None, SimpleNamespace(class_numbers=[0, 4]), tmp_path, 0).run(cases, epoch_length=3)
+    rows = RunFolder(tmp_path).round(0).quality.read()
+    assert list(rows) == ["far", "near", "other"]
+    assert rows["far"]["predicted_dice"] is None and rows["far"]["cannot_tell"].startswith(
+        "the scan is unlike the temp"
+    )
+    assert rows["near"]["predicted_dice"] > 0.7 and not rows["near"]["cannot_tell"]
+    assert "cannot tell how good 1 of 3 labels are" in caplog.text
