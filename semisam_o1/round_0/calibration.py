@@ -71,8 +71,8 @@ class Calibration(NamedTuple):
         """Why the evidence does not tell how good a label is, in words; "" if it does.
 
         A scan that is much less similar to its atlases or to the template than the pool is lies outside of all scans
-        and copies that the calibration comes from. This depends on the scan alone: a label that falls into doubt does
-        so in each round.
+        and copies that the calibration comes from. This depends on the scan, not on its label. A label in the wrong
+        place is no such case: its reverse consistency is low, and so is its predicted Dice.
         """
         pairs = {
             "the scans that its label comes from": (found.dissimilarity, self.dissimilarity),
