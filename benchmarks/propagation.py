@@ -42,7 +42,7 @@ ALONE = ", first pass alone"
 class Way(NamedTuple):
     """A way to label a pool: the first pass, and the label fusions on top of it by name; without any, it is alone.
 
-    A fusion is its arguments and `atlases.OWN`, the weight of a scan's own label.
+    A fusion is its arguments and `atlases.STRAIGHT`, the weight of a scan's own label.
     """
 
     propagate: Callable = DEFAULT
@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
     def methods(self, name: str) -> dict[str, tuple[dict, float] | None]:
         """The rows of the table: method -> its label fusion, None for the first pass alone."""
-        fusions = {name: ({}, atlases.OWN)} if self.fusions is None else self.fusions
+        fusions = {name: ({}, atlases.STRAIGHT)} if self.fusions is None else self.fusions
         return {name + ALONE: None, **fusions} if fusions else {name: None}
 
 
@@ -61,15 +61,15 @@ def without(**settings) -> Callable:
     return partial(propagation.nearest, seed=SEED, **settings)
 
 
-FUSIONS = {f"{number} atlas{'es' * (number > 1)}": (dict(atlases=number), atlases.OWN) for number in (1, 3, 8)}
-FUSIONS["own label counts once"] = ({}, 1.0)
+FUSIONS = {f"{number} atlas{'es' * (number > 1)}": (dict(atlases=number), atlases.STRAIGHT) for number in (1, 3, 8)}
+FUSIONS["the template's label counts once"] = ({}, 1.0)
 PLAIN = {
     "default": Way(),
     "prototype": Way(propagation.prototype, fusions={}),
     "copy": Way(propagation.copy, fusions={}),
 }
 PARTS = {
-    "default": Way(fusions={"default": ({}, atlases.OWN), **FUSIONS}),
+    "default": Way(fusions={"default": ({}, atlases.STRAIGHT), **FUSIONS}),
     "no emphasis on the label": Way(without(emphasised=False)),
     "no alignment at full resolution": Way(without(sharp=False)),
     "no vote guard, vote always": Way(guard=False),
@@ -186,7 +186,7 @@ def own_methods(bench: Bench, name: str, way: Way, folder: Path) -> None:
             seconds, peaks[method] = first, peak
             if fusion is not None:
                 engine = label_fusion_engine(store, cohort, cases, run, **fusion[0])
-                with patch.object(atlases, "OWN", fusion[1]):
+                with patch.object(atlases, "STRAIGHT", fusion[1]):
                     more, peaks[method] = timed(lambda engine=engine: engine.run(cases, epoch_length=len(cases)))
                 seconds += more
             dice = {case.name: dice_of(label_in(run, cohort, case), case, cohort) for case in cases}

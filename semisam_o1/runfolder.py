@@ -20,14 +20,16 @@ ROUND = re.compile(r"round_(0|[1-9]\d{0,5})")
 LAYOUT = 3  # of a run folder; folders with another layout are rejected
 CALIBRATION = "calibration.json"  # in round 0's work files
 VOTE = "vote.json"  # in round 0's work files: whether the vote near borders is dropped
+OUTLINES = "outlines.json"  # and what was learned of how people outline
+POOL_ATLASES = "pool_atlases.json"  # and whether label fusion leaves out the scans of the pool
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
     "labels_round": (int,), "stages": (list, dict), "set_aside": (dict, str), "failed": (dict, str),
-    "warnings": (list, str),
+    "warnings": (list, str), "corrections": (list, dict), "more_rounds": (int,),
 }  # fmt: skip
-LATER = {"failed", "labels_round"}  # entries that run.json did not always have
+LATER = {"failed", "labels_round", "corrections", "more_rounds"}  # entries that run.json did not always have
 JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`, then one for each class.
 QUALITY = (
@@ -165,14 +167,14 @@ class RoundFolder:
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
         remove(self.work("copies").folder)
-        choice = self.work("first").folder / VOTE
+        choices = [self.work("first").folder / name for name in (VOTE, POOL_ATLASES, OUTLINES)]
         for path in [
             self.model,
             self.training_state,
             self.refinement,
             self.quality.path,
             self.uncertainty.path,
-            choice,
+            *choices,
             self.calibration,
         ]:
             remove(path)
@@ -209,6 +211,7 @@ class RunFolder:
 
         self.problems = self.path / "problems.csv"
         self.ledger = Ledger(self.path, "run")
+        self.reviewed = self.ledger.reviewed
 
     def ours(self) -> bool:
         """Whether a run of this package was begun here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Cohort:
         binary: all foreground classes are one.
         named: class number -> name as the data set says; None if it says none.
         find_no_data: whether scans are cropped to their data and the rest is not taken for tissue, see `no_data`.
+        touched: case of the pool -> the label that a person gave for it in a run, see `review`.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class Cohort:
     binary: bool = False
     named: Mapping[int, str] | None = None
     find_no_data: bool = True
+    touched: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -70,6 +72,18 @@ class Cohort:
         return self.templates + self.pool + self.val + self.test
 
     @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases with labels of people, and these labels: the templates, then the touched cases of the pool."""
+        return self.templates + tuple(
+            replace(case, label=self.touched[case.name]) for case in self.pool if case.name in self.touched
+        )
+
+    @property
+    def untouched(self) -> tuple[Case, ...]:
+        """The cases of the pool for which no person gave a label."""
+        return tuple(case for case in self.pool if case.name not in self.touched)
+
+    @property
     def unsaid_spacing(self) -> bool:
         """Whether voxels are assumed to be 1 mm because neither the files nor the user give a size."""
         return self.reader.spacing is None and not format_of(self.templates[0].image).has_geometry
@@ -78,6 +92,20 @@ class Cohort:
         """The cohort without the cases of ``failed`` (case -> reason), which are set aside. Templates stay."""
         pool, val, test = (tuple(case for case in self.split(part) if case.name not in failed) for part in LISTS)
         return replace(self, pool=pool, val=val, test=test, set_aside=self.set_aside | dict(failed))
+
+    def with_reviewed(self, labels: Mapping[str, Path], rejected: Iterable[str] = ()) -> Cohort:
+        """The cohort with what people gave in a run: ``labels``, case -> file, and scans that they ``rejected``.
+
+        A label of a validation or test case is its truth, and never trains.
+        """
+        pool = {case.name for case in self.pool}
+        val, test = (
+            tuple(replace(case, label=labels.get(case.name, case.label)) for case in cases)
+            for cases in (self.val, self.test)
+        )
+        touched = {name: path for name, path in labels.items() if name in pool}
+        found = replace(self, val=val, test=test, touched=touched)
+        return found.without({name: "rejected in review" for name in rejected if name in pool})
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of "pool", "val" or "test"."""

@@ -17,7 +17,7 @@ from semisam_o1.round_0.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
 SHARPNESS = 3.0  # of the weights; an atlas at the mean local distance has exp(-3) times the weight of one at distance 0
-OWN = 2.0  # weight of the scan's own label relative to the best atlas
+STRAIGHT = 8.0  # weight of a label of a person relative to one that comes by way of another scan
 
 
 class Atlas(NamedTuple):
@@ -29,19 +29,19 @@ class Atlas(NamedTuple):
 
 
 def dissimilarity(
-    scan: Tokens, to_template: AffineMap, others: Sequence[tuple[Tokens, AffineMap]], step_mm: float
+    scan: Tokens, to_template: AffineMap, others: Sequence[tuple[Tokens, AffineMap]], step_mm: float, every: int = 1
 ) -> torch.Tensor:
     """Descriptor distance of each of ``others`` to ``scan``, aligned through the template: (N,).
 
     Args:
         scan, to_template: tokens (C, H, W, D), pooled to a few thousand, and the scan's affine map to the template.
         others: the same for each other scan.
-        step_mm: of the pooled tokens.
+        step_mm: of the pooled tokens. every: n, to use every n-th of them.
     """
     values = []
     for tokens, place in others:
         through = to_template.then_back(place)
-        values.append(distances(tokens, scan, step_mm, through.matrix[None], through.shift[None]))
+        values.append(distances(tokens, scan, step_mm, through.matrix[None], through.shift[None], every))
     return torch.cat(values) if values else torch.empty(0)
 
 
@@ -57,17 +57,19 @@ def carried_from(
     return sample_label(atlas.probabilities, points, step_mm), mismatch
 
 
-def fuse(
-    own: Probabilities, carried: Sequence[Probabilities], mismatches: Sequence[torch.Tensor]
-) -> tuple[Probabilities, Probabilities]:
-    """Fuse the scan's own label with its atlases' labels, and the latter alone: (num_classes, H', W', D') each.
+Carried = tuple[Probabilities, torch.Tensor]  # a label on the scan, and the descriptor distance; see `carried_from`
 
-    An atlas has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
-    tokens. The scan's own label comes from the template itself, the others come by way of another scan, so it has
-    `OWN` times the weight of the best atlas at each token.
+
+def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
+    """Labels fused on a scan: (num_classes, H', W', D').
+
+    A label has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
+    tokens. One that comes straight from a labelled scan has `STRAIGHT` times the weight of one that comes by way of
+    another scan of the pool.
     """
-    local = F.avg_pool3d(F.pad(torch.stack(list(mismatches))[:, None], (2,) * 6, mode="replicate"), 5, 1)[:, 0]
+    mismatches = torch.stack([mismatch for _, mismatch in (*labelled, *pool)])[:, None]
+    local = F.avg_pool3d(F.pad(mismatches, (2,) * 6, mode="replicate"), 5, 1)[:, 0]
     weights = torch.exp(-SHARPNESS * local / local.mean().clamp(min=1e-12))
-    others = torch.einsum("nhwd,nchwd->chwd", weights, torch.stack(list(carried)))
-    best, total = OWN * weights.amax(0), weights.sum(0)
-    return (others + best * own) / (total + best), others / total
+    weights[: len(labelled)] *= STRAIGHT
+    labels = torch.stack([label for label, _ in (*labelled, *pool)])
+    return torch.einsum("nhwd,nchwd->chwd", weights, labels) / weights.sum(0)

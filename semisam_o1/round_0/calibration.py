@@ -14,6 +14,7 @@ from semisam_o1.round_0.quality import LEAST_ERROR, Evidence, Quality
 USUAL_FACTOR = 0.85  # true over expected error, the mean of five data sets; used alone where there are no copies
 USUAL_SPREAD = 0.25  # of its logarithm, label by label; at least, as copies show only a part of it
 COPIES_WEIGHT = 0.5  # of the logarithm of the copies' factor, against that of the usual one
+ENOUGH = 4  # labelled scans, with which the usual factor has half of its weight
 BACK_POWER, UNLIKE_POWER = 0.3, 0.3  # of the two measures relative to the pool
 MODIFIED = (0.5, 2.0)  # the limits of their product
 SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
@@ -94,12 +95,17 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    pool: Sequence[Evidence], true_dice: Sequence[np.ndarray] = (), agreement: Sequence[np.ndarray] = ()
+    pool: Sequence[Evidence],
+    true_dice: Sequence[np.ndarray] = (),
+    agreement: Sequence[np.ndarray] = (),
+    of_people: int = 0,
 ) -> Calibration:
-    """The calibration of a pool, given for each copy the true Dice of each class and the label's agreement, (classes,).
+    """The calibration of a pool, given labels whose true Dice is known: that, and the agreement, (classes,) each.
 
-    The factor of a class is the median over the copies, drawn half of the way to `USUAL_FACTOR`: copies show how hard
-    this anatomy is, but not how differently people outline it.
+    They are labels of copies of the template, and of labelled scans to which the label of the others was carried,
+    ``of_people`` of them. The factor of a class is their median, drawn half of the way to `USUAL_FACTOR`: copies show
+    how hard this anatomy is, but not how differently people outline it. Labelled scans do, so with them it is drawn
+    less far.
     """
     classes = len(pool[0].agreement)
     factor, spread = np.full(classes, np.log(USUAL_FACTOR)), USUAL_SPREAD
@@ -107,7 +113,8 @@ def calibrate(
         true, expected = (np.clip(1 - np.stack(list(dice)), LEAST_ERROR, 1) for dice in (true_dice, agreement))
         logs = np.log(true / expected)
         found = _medians(logs)
-        factor = np.where(np.isnan(found), factor, COPIES_WEIGHT * found + (1 - COPIES_WEIGHT) * factor)
+        usual = (1 - COPIES_WEIGHT) * ENOUGH / (ENOUGH + of_people)
+        factor = np.where(np.isnan(found), factor, (1 - usual) * found + usual * factor)
         if len(true_dice) > 2:
             scatter = np.nanmean(logs - found, axis=1)
             spread = max(USUAL_SPREAD, float(np.median(np.abs(scatter)) * 1.48))

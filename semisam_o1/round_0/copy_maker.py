@@ -32,11 +32,15 @@ class Plan(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it."""
+    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it.
+
+    without_pool: those without labels that come by way of other scans of the pool; None if there are none of these.
+    """
 
     copy: Copy
     affine: Affine
     probabilities: Probabilities
+    without_pool: Probabilities | None = None
 
 
 def plans(records: WorkFiles, names: Sequence[str], copies: int) -> list[Plan]:
@@ -87,9 +91,9 @@ class CopyMaker:
         probabilities = result.without_vote if dropped else result.probabilities
         if self.fusion is not None and result.maps:
             descriptor = F.normalize(tokens.mean((1, 2, 3)), dim=0).numpy()
-            scan = Scan(tokens, step, descriptor, template.name, result.maps[0], probabilities)
+            scan = Scan(tokens, step, descriptor, template.name, result.maps[0], result.points, probabilities)
             if (fused := self.fusion(scan, {plan.one, plan.other})) is not None:
-                probabilities = fused.probabilities
+                return Labelled(copy, affine, fused.probabilities, fused.without_pool)
         return Labelled(copy, affine, probabilities)
 
     def _aligned(self, name: str, template: str) -> tuple[Aligned, Affine]:

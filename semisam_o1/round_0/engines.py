@@ -22,22 +22,25 @@ from semisam_o1.data.export import write_label, write_share
 from semisam_o1.data.grids import slabs, to_grid
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.files import atomic_write, read_json, write_json
+from semisam_o1.files import WorkFiles, atomic_write, read_json, remove, write_json
+from semisam_o1.report.overlap import soft_dice
 from semisam_o1.round_0.calibration import Calibration, calibrate
 from semisam_o1.round_0.copy_maker import CopyMaker, Plan
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
-from semisam_o1.round_0.passes import FirstPass, outside_classes, settle_vote
-from semisam_o1.round_0.propagation import emptied
-from semisam_o1.round_0.quality import Evidence
-from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence
-from semisam_o1.round_0.templates import templates_of
+from semisam_o1.round_0.outlines import Outlined, Outlines, applied, border_shift_mm, learn
+from semisam_o1.round_0.passes import FirstPass, left_out, outside_classes, settle_pool_atlases, settle_vote
+from semisam_o1.round_0.propagation import aligns_through_one, emptied
+from semisam_o1.round_0.quality import Evidence, hard
+from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence, labelled_evidence, one_hot
+from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import consistency, save_way_back
-from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.runfolder import OUTLINES, RoundFolder, RunFolder
 from semisam_o1.types import Case, Probabilities, UserError
 from semisam_o1.uncertainty import predictive_entropy
 
 log = logging.getLogger("semisam_o1")
+LEAST_LEFT_OUT = 2  # labelled scans to which the label of others was carried, that join the copies in a calibration
 
 
 def write_results(
@@ -114,7 +117,7 @@ def first_pass_engine(
     with a record in ``work/`` are skipped. ``published``: see `write_results`. ``guard``: also align back, and drop the
     vote near borders for the whole pool if labels are less consistent with it, see `settle_vote`.
     """
-    templates = templates_of(store, cohort, published)
+    templates = templates_of(store, cohort, published or not aligns_through_one(propagate), published)
     if not published and not any(template.reference.label.argmax(0).any() for template in templates):
         raise UserError(
             f"template {templates[0].name}: no class fills a token (a cell of the feature grid) of "
@@ -168,36 +171,41 @@ def label_fusion_engine(
     cases: Sequence[Case],
     output_dir: str | Path,
     atlases: int = 5,
+    labelled_atlases: int = 5,
     iterations: Sequence[int] = (20, 20, 10),
     handlers: Sequence = (),
 ) -> Engine:
-    """Fuse each label of the first pass with those of the ``atlases`` most similar of ``cases``, see `LabelFusion`.
+    """Fuse each label of the first pass with those of the most similar scans, see `LabelFusion`.
 
-    If the first pass aligned nothing (`copy`, `prototype`), labels stay unchanged.
+    These are ``labelled_atlases`` of the labelled scans and ``atlases`` of ``cases``. If the first pass aligned nothing
+    (`copy`, `prototype`), labels stay unchanged.
     """
     folder = RunFolder(output_dir).round(0)
     records, fused = folder.work("first"), folder.work("fused")
-    tokens = {case.name: store.load(case.name).tokens for case in cohort.templates}
 
     @functools.cache
     def fusion() -> LabelFusion:
-        found = LabelFusion(store, records, [case.name for case in cases], tokens, atlases, iterations)
-        if not found.names:
+        found = LabelFusion(store, records, cohort, cases, atlases, labelled_atlases, iterations)
+        if not (found.pool or found.labelled):
             log.info("label fusion: the first pass aligned nothing to the template, labels stay unchanged")
         return found
 
     def process(case: Case) -> float | None:
-        if case.name not in fusion().names:
+        if not records.has(case.name, "alignments"):
+            fusion()
             return None
         scan = fusion().scan(case.name)
         probabilities = scan.probabilities
+        remove(fused.path(case.name))  # of an earlier fusion, with other atlases
         if (found := fusion()(scan, {case.name})) is not None:
             if (share := FirstPass.load(records, case.name, "reached").reached) is not None:
                 found = found._replace(probabilities=emptied(found.probabilities, share))
             found.save(fused, case.name)
             probabilities = found.probabilities
-        features = store.frame(FirstPass.load(records, case.name, "frame").frame).load(case.name)
-        return write_results(folder, case, probabilities, features, cohort.class_numbers)
+        return write_results(folder, case, probabilities, features_of(case.name), cohort.class_numbers)
+
+    def features_of(name: str) -> Features:
+        return store.frame(FirstPass.load(records, name, "frame").frame).load(name)
 
     engine = case_engine(process, "label fusion", handlers)
 
@@ -207,10 +215,42 @@ def label_fusion_engine(
 
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
-        values = {name: {"uncertainty": value} for name, value in engine.state.values.items()}
-        folder.uncertainty.write(folder.uncertainty.read() | values)
+        values = dict(engine.state.values)
+        found, before = learned_outlines(store, cohort, records, fused), outlines_of(records)
+        write_json(records.folder / OUTLINES, found._asdict())
+        if any(outlines.gain is not None and set(outlines.factors) != {1.0} for outlines in (found, before)):
+            for name in fused.names():  # those of this run of the engine, and of earlier ones with other factors
+                if name in values or found.factors != before.factors:
+                    shares = applied(fused.load(name, ["probabilities"])[0], found.factors)
+                    case = cohort.case(name)
+                    values[name] = write_results(folder, case, shares, features_of(name), cohort.class_numbers)
+        rows = {name: {"uncertainty": value} for name, value in values.items()}
+        folder.uncertainty.write(folder.uncertainty.read() | rows)
 
     return engine
+
+
+def outlines_of(records: WorkFiles) -> Outlines:
+    """What was learned of how people outline."""
+    path = records.folder / OUTLINES
+    content = read_json(path) if path.is_file() else {"factors": [], "gain": None}
+    return Outlines(tuple(content["factors"]), content["gain"])
+
+
+def learned_outlines(store: FeatureStore, cohort: Cohort, records: WorkFiles, fused: WorkFiles) -> Outlines:
+    """What labelled scans, to which the label of the others was carried, tell of how people outline; see `outlines`."""
+    scans, steps = [], []
+    for case, probabilities in left_out(cohort, records, fused):
+        found = store.frame(FirstPass.load(records, case.name, "frame").frame).load(case.name)
+        scans.append(Outlined(probabilities, reference(case, found, cohort).label))
+        steps.append(found.step_mm)
+    outlines = learn(scans)
+    for number, factor in enumerate(outlines.factors, start=1):
+        if factor != 1:
+            moved = np.mean([border_shift_mm(one.probabilities, factor, number, s) for one, s in zip(scans, steps)])
+            name, where = cohort.classes[cohort.class_numbers[number]], "further out" if moved > 0 else "further in"
+            log.info("learned from %d labelled scans: %s, borders %.2f mm %s", len(scans), name, abs(moved), where)
+    return outlines
 
 
 def copies_engine(
@@ -222,22 +262,24 @@ def copies_engine(
     propagate: Callable,
     output_dir: str | Path,
     atlases: int = 5,
+    labelled_atlases: int = 5,
     label_fusion: bool = True,
     handlers: Sequence = (),
 ) -> Engine:
     """Make and label copies of the templates; runs over `Plan`, see `CopyMaker`. A copy that was made is skipped.
 
     Each leaves an image for the networks of later rounds, and work files with the true class of each voxel and the
-    probabilities of round 0. ``atlases``: how many of ``cases`` for each copy, if ``label_fusion``.
+    probabilities of round 0. Then it is settled whether label fusion gains by the scans of the pool, see
+    `settle_pool_atlases`: ``engine.state.dropped`` says that it does not, and has to be done again without them.
+    ``atlases``, ``labelled_atlases``: see `label_fusion_engine`, if ``label_fusion``.
     """
     folder = RunFolder(output_dir).round(0)
     records, made = folder.work("first"), folder.work("copies")
 
     @functools.cache
     def maker() -> CopyMaker:
-        templates, names = templates_of(store, cohort), [case.name for case in cases]
-        tokens = {template.name: template.reference.tokens for template in templates}
-        fusion = LabelFusion(store, records, names, tokens, atlases) if label_fusion else None
+        templates = templates_of(store, cohort)
+        fusion = LabelFusion(store, records, cohort, cases, atlases, labelled_atlases) if label_fusion else None
         return CopyMaker(store, cohort, records, chain, inferer, Propagation(store, templates, propagate), fusion)
 
     def step(engine: Engine, plan: Plan) -> None:
@@ -252,10 +294,22 @@ def copies_engine(
             return
         with atomic_write(folder.copy(plan.name)) as aside:
             nibabel.save(nibabel.Nifti1Image(found.copy.image[0].numpy(), found.affine), aside)
-        truth = found.copy.label.argmax(0).to(torch.int16)
-        made.save(plan.name, {"probabilities": found.probabilities}, {"truth": truth})
+        truth, large = found.copy.label.argmax(0).to(torch.int16), {"probabilities": found.probabilities}
+        small = {"truth": truth}
+        if found.without_pool is not None:
+            labels = (hard(p) for p in (found.probabilities, found.without_pool))
+            with_pool, without = (soft_dice(label, one_hot(truth, len(label))) for label in labels)
+            small["pool_gain"] = torch.tensor(with_pool - without)
+            large["without_pool"] = found.without_pool
+        made.save(plan.name, large, small)
 
     engine = Engine(step)
+
+    @engine.on(Events.COMPLETED)
+    def settle(engine: Engine) -> None:
+        gains = [float(made.load(name, ["pool_gain"])[0]) for name in made.names() if made.has(name, "pool_gain")]
+        engine.state.dropped = settle_pool_atlases(records, gains)
+
     for handler in handlers:
         handler.attach(engine)
     return engine
@@ -266,8 +320,8 @@ def quality_engine(
 ) -> Engine:
     """Estimate the quality of the final labels of ``round`` of a run, and write its quality.csv.
 
-    Each round settles once how evidence becomes a predicted Dice, see `calibrate`, by the labels of its copies. A round
-    whose network labelled no copy has the calibration of round 0.
+    Each round settles once how evidence becomes a predicted Dice, see `calibrate`, by the labels of its copies and, in
+    round 0, of labelled scans. A round whose network labelled no copy has the calibration of round 0.
     """
     run = RunFolder(output_dir)
     estimate, folder = QualityEstimate(store, cohort, output_dir), run.round(round)
@@ -280,9 +334,12 @@ def quality_engine(
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
         found: dict[str, Evidence] = engine.state.values
-        copies = copies_evidence(run, round)
+        copies, people = copies_evidence(run, round), labelled_evidence(store, cohort, run) if round == 0 else ([], [])
+        people = people if len(people[0]) >= LEAST_LEFT_OUT else ([], [])
         if found and not folder.calibration.is_file() and (round == 0 or copies[0]):
-            write_json(folder.calibration, calibrate(list(found.values()), *copies).content())
+            true, agreement = (one + other for one, other in zip(copies, people))
+            settled = calibrate(list(found.values()), true, agreement, len(people[0]))
+            write_json(folder.calibration, settled.content())
         if found:
             path = folder.calibration if folder.calibration.is_file() else run.round(0).calibration
             calibration = Calibration.of_content(read_json(path))

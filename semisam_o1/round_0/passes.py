@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from semisam_o1.data.cohort import Cohort
 from semisam_o1.files import WorkFiles, read_json, write_json
 from semisam_o1.round_0.alignment import AffineMap
-from semisam_o1.runfolder import VOTE
-from semisam_o1.types import Probabilities, Tokens
+from semisam_o1.runfolder import POOL_ATLASES, VOTE
+from semisam_o1.types import Case, Probabilities, Tokens
 
 PROBABILITIES = "probabilities"
+POOL_MARGIN = 0.03  # on copies of hearts, where it helps by 0.009, it seemed to lose 0.02
 VOTE_MARGIN = 0.004  # the vote costs some 0.001 of reverse consistency where it improves labels
 
 
@@ -91,10 +93,28 @@ def outside_classes(reached: torch.Tensor, class_numbers: Sequence[int]) -> list
     return [class_numbers[1 + int(channel)] for channel in (reached == 0).nonzero()[:, 0]]
 
 
-def dropped_vote(folder: WorkFiles) -> bool | None:
-    """Whether the vote near borders was dropped for the pool; None if that is not decided yet."""
-    path = folder.folder / VOTE
+def dropped(folder: WorkFiles, what: str) -> bool | None:
+    """Whether a part of round 0 was dropped for the pool; None if that is not decided yet. ``what``: its file."""
+    path = folder.folder / what
     return bool(read_json(path).get("dropped")) if path.is_file() else None
+
+
+def dropped_vote(folder: WorkFiles) -> bool | None:
+    """Whether the vote near borders was dropped for the pool."""
+    return dropped(folder, VOTE)
+
+
+def settle_pool_atlases(folder: WorkFiles, gains: Sequence[float]) -> bool:
+    """Decide once whether label fusion leaves out the scans of the pool; returns that.
+
+    ``gains``: of each copy of the template, the true Dice that they win. They are left out if they lose more than
+    `POOL_MARGIN` on average.
+    """
+    if (found := dropped(folder, POOL_ATLASES)) is None:
+        found = bool(gains) and sum(gains) / len(gains) < -POOL_MARGIN
+        if gains:
+            write_json(folder.folder / POOL_ATLASES, {"dropped": found, "mean_gain": sum(gains) / len(gains)})
+    return found
 
 
 def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:
@@ -112,13 +132,34 @@ def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:
 
 
 class Fused(NamedTuple):
-    """The result of label fusion for a scan: ``probabilities`` on its tokens, the names of its ``atlases``, and
-    ``dissimilarity``, their mean descriptor distance to the scan."""
+    """The result of label fusion for a scan.
+
+    probabilities: (num_classes, H', W', D') on its tokens. atlases: names of scans of the pool. dissimilarity: mean
+    descriptor distance of all atlases to the scan. labelled: names of labelled scans that are atlases too.
+    without_pool: ``probabilities`` without the atlases of the pool; None if there are none. It is not stored.
+    """
 
     probabilities: Probabilities
     atlases: list[str]
     dissimilarity: float
+    labelled: list[str]
+    without_pool: Probabilities | None = None
 
     def save(self, folder: WorkFiles, name: str) -> None:
-        small = {"atlases": self.atlases, "dissimilarity": self.dissimilarity}
-        folder.save(name, {PROBABILITIES: self.probabilities}, small)
+        small: dict[str, Any] = {key: found for key in ("atlases", "labelled") if (found := getattr(self, key))}
+        folder.save(name, {PROBABILITIES: self.probabilities}, small | {"dissimilarity": self.dissimilarity})
+
+    @staticmethod
+    def atlases_of(folder: WorkFiles, name: str) -> tuple[list[str], list[str]]:
+        """The names of the labelled scans and of those of the pool that the label of a scan comes from."""
+        labelled, pool = (
+            folder.load(name, [key])[0] if folder.has(name, key) else [] for key in ("labelled", "atlases")
+        )
+        return labelled, pool
+
+
+def left_out(cohort: Cohort, records: WorkFiles, fused: WorkFiles) -> Iterator[tuple[Case, Probabilities]]:
+    """The labelled scans to which the label of the others was carried, with its probabilities on their tokens."""
+    for case in cohort.labelled:
+        if fused.path(case.name).is_file() and FirstPass.load(records, case.name, "template").template != case.name:
+            yield case, fused.load(case.name, [PROBABILITIES])[0]

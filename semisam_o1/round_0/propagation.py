@@ -7,7 +7,7 @@ some of them. All return a `Propagated`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -263,6 +263,11 @@ def nearest(
     aligned = tuple(maps) if alignment else ()
     without = mean(plain) if neighbours else None
     return Propagated(mean(results), aligned, best, residuals[best], places[best], without)
+
+
+def aligns_through_one(method: Callable) -> bool:
+    """Whether scans need to be aligned to one template only, because label fusion carries the labels of the others."""
+    return getattr(method, "func", method) is nearest
 
 
 def border_vote(

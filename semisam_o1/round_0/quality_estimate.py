@@ -16,7 +16,7 @@ from semisam_o1.features import FeatureStore
 from semisam_o1.files import read_json
 from semisam_o1.report.overlap import soft_dices
 from semisam_o1.round_0.calibration import Calibration
-from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.passes import POOL_ATLASES, FirstPass, dropped, left_out
 from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
@@ -84,8 +84,10 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
     Both lists are empty if the network of the round has not labelled the copies.
     """
     made, true, agreement = run.round(0).work("copies"), [], []
+    alone = dropped(run.round(0).work("first"), POOL_ATLASES)
     for name in made.names():
-        probabilities, truth = made.load(name, ["probabilities", "truth"])
+        which = "without_pool" if alone and made.has(name, "without_pool") else "probabilities"
+        probabilities, truth = made.load(name, [which, "truth"])
         label = hard(probabilities)
         if round:
             path = run.round(round).copy(name)
@@ -101,3 +103,14 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
 def one_hot(numbers: torch.Tensor, count: int) -> torch.Tensor:
     """(H, W, D) -> (count, H, W, D)."""
     return F.one_hot(numbers.long(), count).movedim(-1, 0).float()
+
+
+def labelled_evidence(store: FeatureStore, cohort: Cohort, run: RunFolder) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """As `copies_evidence`, of the labelled scans to which round 0 carried the label of the others."""
+    records, true, agreement = run.round(0).work("first"), [], []
+    for case, probabilities in left_out(cohort, records, run.round(0).work("fused")):
+        found = store.frame(FirstPass.load(records, case.name, "frame").frame).load(case.name)
+        truth = hard(reference(case, found, cohort).label)
+        true.append(soft_dices(hard(probabilities), truth).numpy())
+        agreement.append(soft_dices(hard(probabilities), probabilities, "product").numpy())
+    return true, agreement

@@ -50,10 +50,19 @@ class Template(NamedTuple):
     reference: Reference
 
 
-def templates_of(store: FeatureStore, cohort: Cohort, published: bool = False) -> list[Template]:
-    """Load the templates."""
+def anchor(store: FeatureStore, cohort: Cohort) -> Case:
+    """The template to which every scan is aligned: the one most like the other templates; the first of two.
+
+    Other labelled scans are reached through it, see `label_fusion`, so their number costs no alignment.
+    """
+    descriptors = store.descriptors(case.name for case in cohort.templates)
+    return cohort.templates[int(np.argmax((descriptors @ descriptors.T).sum(0).round(6)))]
+
+
+def templates_of(store: FeatureStore, cohort: Cohort, every: bool = False, published: bool = False) -> list[Template]:
+    """The templates that are carried over in the first pass: the `anchor`, or with ``every`` all of them."""
     found = []
-    for case in cohort.templates:
+    for case in cohort.templates if every else (anchor(store, cohort),):
         features = store.load(case.name)
         make = published_reference if published else reference
         found.append(Template(case.name, features, make(case, features, cohort)))

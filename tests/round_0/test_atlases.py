@@ -9,7 +9,7 @@ import torch
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.round_0.alignment import AffineMap, centred_points, sample
-from semisam_o1.round_0.atlases import SHARPNESS, Atlas, carried_from, dissimilarity, fuse
+from semisam_o1.round_0.atlases import SHARPNESS, STRAIGHT, Atlas, carried_from, dissimilarity, fuse
 
 SHAPE, STEP = (20, 19, 18), 2.4
 
@@ -59,14 +59,21 @@ def test_the_scan_most_like_it_is_the_one_that_shows_the_same(phantom):
 
 
 def test_fused_by_hand():
-    own = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 4, 4, 4)
-    one, two = (torch.tensor([p, 1 - p]).reshape(2, 1, 1, 1).expand(2, 4, 4, 4) for p in (0.9, 0.3))
-    mismatches = [torch.full((4, 4, 4), value) for value in (0.1, 0.3)]  # mean 0.2
-    fused, others = fuse(own, [one, two], mismatches)
-    a, b = math.exp(-SHARPNESS * 0.5), math.exp(-SHARPNESS * 1.5)
-    np.testing.assert_allclose(others[0], (0.9 * a + 0.3 * b) / (a + b), rtol=1e-5)
-    np.testing.assert_allclose(fused[0], (0.9 * a + 0.3 * b) / (3 * a + b), rtol=1e-5)  # its own counts twice
+    given, one, two = (torch.tensor([p, 1 - p]).reshape(2, 1, 1, 1).expand(2, 4, 4, 4) for p in (0.0, 0.9, 0.3))
+    here, there, far = (torch.full((4, 4, 4), value) for value in (0.2, 0.1, 0.3))  # mean 0.2
+    fused = fuse([(given, here)], [(one, there), (two, far)])
+    a, b, c = STRAIGHT * math.exp(-SHARPNESS), math.exp(-SHARPNESS * 0.5), math.exp(-SHARPNESS * 1.5)
+    np.testing.assert_allclose(fused[0], (0.9 * b + 0.3 * c) / (a + b + c), rtol=1e-5)
     np.testing.assert_allclose(fused.sum(0), 1, rtol=1e-5)
+
+
+def test_a_label_of_a_person_outranks_one_that_matches_as_well():
+    says_one, says_none = (torch.tensor(p).reshape(2, 1, 1, 1).expand(2, 4, 4, 4) for p in ([0.0, 1.0], [1.0, 0.0]))
+    alike = torch.full((4, 4, 4), 0.1)
+    fused = fuse([(says_one, alike)], [(says_none, alike)] * 5)
+    np.testing.assert_allclose(fused[1], STRAIGHT / (STRAIGHT + 5), rtol=1e-5)
+    fused = fuse([(says_one, alike), (says_none, alike)], [])
+    np.testing.assert_allclose(fused, 0.5, rtol=1e-5)
 
 
 def test_an_atlas_counts_where_it_matches():
@@ -76,5 +83,5 @@ def test_an_atlas_counts_where_it_matches():
     says_one = torch.zeros(2, 20, 4, 4)
     says_one[1] = 1
     says_none = says_one.flip(0)
-    fused, _ = fuse(own, [says_one, says_none], [left, right])
+    fused = fuse([(own, torch.full((20, 4, 4), 0.6))], [(says_one, left), (says_none, right)])
     assert (fused.argmax(0)[:7] == 0).all() and (fused.argmax(0)[13:] == 1).all()

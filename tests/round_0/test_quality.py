@@ -204,7 +204,9 @@ def test_the_run_says_how_many_labels_nobody_can_tell(tmp_path, monkeypatch, cap
     monkeypatch.setattr(engines, "QualityEstimate", lambda *_: estimate)
     cases = [Case(name, tmp_path, None, "pool") for name in found]
     with caplog.at_level("INFO", "semisam_o1"):
-        engines.quality_engine(None, SimpleNamespace(class_numbers=[0, 4]), tmp_path, 0).run(cases, epoch_length=3)
+        engines.quality_engine(None, SimpleNamespace(class_numbers=[0, 4], labelled=()), tmp_path, 0).run(
+            cases, epoch_length=3
+        )
     rows = RunFolder(tmp_path).round(0).quality.read()
     assert list(rows) == ["far", "near", "other"]
     assert rows["far"]["predicted_dice"] is None and rows["far"]["cannot_tell"].startswith(

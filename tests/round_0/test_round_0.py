@@ -40,10 +40,10 @@ def cohort(tmp_path):
         RunFolder(tmp_path).round(0).uncertainty.write(dict.fromkeys(names, {"uncertainty": 0.1}))
         for name in names:
             shares = torch.zeros(2, *SIDES)
-            shares[1, 4:8, 4:8, 3:7] = 0.3 if name == "a" else 0.9
+            shares[1, 4:8, 4:8, 3:7] = 0.45 if name == "a" else 0.9
             shares[0] = 1 - shares[1]
             place = Alignment(AffineMap(torch.eye(3), torch.zeros(3)), coarse(tokens, tokens)[0])
-            FirstPass(shares, "world", "t", 0.1, 0.1, None, {"t": place}).save(drafts, name)
+            FirstPass(shares, "world", "t", 0.1, 0.1, centred_points(SIDES, 1.0), {"t": place}).save(drafts, name)
 
     more = {"store": store, "folder": tmp_path, "first_pass": first_pass}
     return cohort_of(cases[:1], cases[1:], **more)

@@ -1,0 +1,160 @@
+"""The command ``semisam-o1 review RUN``: the steps that people take, what they gave, and who is next and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.datasets import open_cohort
+from semisam_o1.data.pseudonyms import Pseudonyms
+from semisam_o1.data.reader import ScanReader
+from semisam_o1.encoders.mind_descriptors import mind
+from semisam_o1.features import FeatureStore
+from semisam_o1.job.claim import protect_names, recover
+from semisam_o1.lock import lock_folder
+from semisam_o1.review.corrections import Corrections
+from semisam_o1.review.ranking import DEFAULT, REASONS, Known, known_of, order
+from semisam_o1.review.reviewed import REJECTED, Entry, Reviewed
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import DatasetError
+
+log = logging.getLogger("semisam_o1")
+READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
+OPENED = ("need_pool", "binary_label", "channel", "find_no_data")  # settings of `open_cohort` that a run keeps
+
+
+def review(
+    run_dir: str | Path,
+    accept: Sequence[str] = (),
+    take: Sequence[str | Path] = (),
+    case: str | None = None,
+    reject: Sequence[str] = (),
+    undo: Sequence[str] = (),
+    pseudonyms: str | Path | None = None,
+    strategy: str = DEFAULT,
+    dataset_dir: str | Path | None = None,
+) -> tuple[str, bool]:
+    """Take the steps, then the table of all scans of the pool; and whether every step could be taken.
+
+    A step that cannot be taken is named in a warning, and the others are taken. Labels that were saved in place are
+    taken too.
+
+    Args:
+        accept: cases whose label is right as it is. take: files of corrected labels; ``case``: whose the one file is,
+            if its name does not say it. reject: cases that leave the pool. undo: cases whose last step is taken back.
+        pseudonyms: the key of a run under pseudonyms. dataset_dir: where the data set is now, if it was moved.
+
+    Raises:
+        DatasetError: there is no run, it is being worked on, or its data set is not there.
+    """
+    run = RunFolder(run_dir)
+    if case is not None and len(take) != 1:
+        raise DatasetError(f"--as {case} names the case of one file; --take has {len(take)}.")
+    cohort = cohort_of(run, pseudonyms, dataset_dir)
+    with lock_folder(run.path):
+        recover(run)
+        corrections, refused = Corrections(run, cohort), 0
+        steps = [("accept", name) for name in accept] + [("take", path) for path in take]
+        steps += [("reject", name) for name in reject] + [("undo", name) for name in undo]
+        for what, of in steps:
+            try:
+                _step(corrections, what, of, case)
+            except DatasetError as error:
+                log.warning("%s", error)
+                refused += 1
+        undone = {str(name) for name in undo}
+        for entry in corrections.take_saved(but=undone):
+            log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, said(entry))
+        return table(run, cohort, corrections.reviewed.entries(), strategy), not refused
+
+
+def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> None:
+    if what == "undo":
+        before = corrections.undo(of)
+        log.info("case %s: %s", of, f"is {said(before)} again" if before else "is untouched again")
+        return
+    entry = corrections.take(of, case) if what == "take" else getattr(corrections, what)(of)
+    log.info("case %s: %s", entry.case, said(entry))
+
+
+def said(entry: Entry) -> str:
+    """An entry in words."""
+    if entry.voxels_changed:
+        return f"{entry.what} ({entry.voxels_changed:,} voxels changed, Dice {entry.dice:.3f} with the proposal)"
+    return entry.what
+
+
+def cohort_of(run: RunFolder, pseudonyms: str | Path | None = None, dataset_dir: str | Path | None = None) -> Cohort:
+    """The data set of a run, opened as the run did, without a look at the voxels of all its files.
+
+    Raises:
+        DatasetError: ``run`` is not the folder of a run, its key is missing, or its data set is not there.
+    """
+    record = run.read_record()
+    if not record:
+        raise DatasetError(f"{run.path}: no run.json there; expected the folder of a run.")
+    settings = record["settings"]
+    protect_names(run, pseudonyms)
+    root = Path(dataset_dir or settings["dataset_dir"])
+    if not root.is_dir():
+        raise DatasetError(f"{root}: the data set of {run.path} is not there. Name it: --data DIR.")
+    templates = record["template"]
+    if settings.get("pseudonyms"):
+        templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
+    kept = {name: settings[name] for name in OPENED if name in settings}
+    kept["reader"] = ScanReader(**{name: settings[name] for name in READER if name in settings})
+    kept |= {"class_numbers": [int(number) for number in record["classes"]], "pseudonyms": pseudonyms}
+    cohort = open_cohort(root, templates, label_shape="trust", check=False, **kept)
+    return cohort.without(record.get("failed", {}))
+
+
+def table(run: RunFolder, cohort: Cohort, entries: dict[str, Entry], strategy: str = DEFAULT) -> str:
+    """The table of the scans of the pool: what people gave, then the untouched ones, who is next first, and why."""
+    labels = Reviewed(run.reviewed).labels()
+    rejected = [name for name, entry in entries.items() if entry.what == REJECTED]
+    cohort = cohort.with_reviewed(labels, rejected)
+    record = run.read_record()
+    folder = run.round(record.get("labels_round", record.get("best_round", 0)))
+    quality = folder.quality.read()
+    lines = [f"{'case':28} {'state':10} {'predicted Dice':>14}  why"]
+    for name, entry in entries.items():
+        lines.append(f"{name[:28]:28} {entry.what:10} {'':14}  {_why_touched(entry)}")
+    names, known = known_of(run, cohort, FeatureStore(run.features, mind(), None), folder)
+    ranked = [(names[i], why(known, i)) for i in order(known, strategy)] if names else []
+    left = [(case.name, "") for case in cohort.untouched if case.name not in names]
+    for name, reason in [*ranked, *left]:
+        dice = quality.get(name, {}).get("predicted_dice")
+        shown = "cannot tell" if dice is None else f"{dice:.3f}"
+        lines.append(f"{name[:28]:28} {'untouched':10} {shown:>14}  {reason}")
+    counts = f"{len(entries)} of {len(cohort.pool) + len(rejected)} scans reviewed"
+    following = f"; next: {ranked[0][0]} ({REASONS[strategy]})" if ranked else ""
+    news = sum(_is_new(record, entry) for entry in entries.values())
+    wait = f"; {news} wait for the next start of the run" if news else ""
+    return "\n".join([*lines, "", counts + following + wait])
+
+
+def _is_new(record: dict, entry: Entry) -> bool:
+    """Whether a run has not learned from an entry yet."""
+    last = (record.get("corrections") or [{"labels": {}, "rejected": []}])[-1]
+    if entry.what == REJECTED:
+        return entry.case not in last["rejected"]
+    return last["labels"].get(entry.case) != entry.sha256
+
+
+def _why_touched(entry: Entry) -> str:
+    changed = "" if not entry.voxels_changed else f", {entry.voxels_changed:,} voxels changed, Dice {entry.dice:.3f}"
+    of = "" if entry.round is None else f", label of round {entry.round}"
+    return f"{entry.when}{of}{changed}"
+
+
+def why(known: Known, i: int) -> str:
+    """Why a scan stands where it stands: how many scans it is nearer to than any labelled scan."""
+    nearer = known.distances[:, i] < known.served
+    nearer[i] = False
+    return f"nearer than any labelled scan to {int(np.sum(nearer))} others"

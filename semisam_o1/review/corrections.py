@@ -1,0 +1,175 @@
+"""Takes back what people did with the labels of a run: corrections saved in place or anywhere, acceptances, rejections.
+
+A label is read by `Cohort.label_volume` and checked as a template's is. One that does not fit is refused, and its file
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from semisam_o1.data.checks import check_case
+from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.export import write_label
+from semisam_o1.data.findings import STOPS, WARNING
+from semisam_o1.data.folders import match
+from semisam_o1.files import checksum, partial_path
+from semisam_o1.ledger import State
+from semisam_o1.report.overlap import mean_dice
+from semisam_o1.review.reviewed import ACCEPTED, CORRECTED, OUTLINED, REJECTED, Entry, Reviewed
+from semisam_o1.runfolder import SUFFIX, RunFolder
+from semisam_o1.types import Case, DatasetError
+
+log = logging.getLogger("semisam_o1")
+
+
+class Corrections:
+    """What people do with the labels of ``run``, whose data set is ``cohort``."""
+
+    def __init__(self, run: RunFolder, cohort: Cohort):
+        self.run, self.cohort, self.reviewed = run, cohort, Reviewed(run.reviewed)
+
+    def saved_in_place(self) -> list[str]:
+        """The cases whose label in ``pseudo_labels/`` a person changed, and which is not taken yet."""
+        known = self.reviewed.entries()
+        changed = []
+        for case in self.cohort.pool:
+            path = self.run.pseudo_label(case.name)
+            if self.run.ledger.state(path) is State.CHANGED:
+                entry = known.get(case.name)
+                if entry is None or entry.sha256 != checksum(path):
+                    changed.append(case.name)
+        return changed
+
+    def take_saved(self, but: Collection[str] = ()) -> list[Entry]:
+        """Take every label that was saved in place, but for some cases.
+
+        A label that does not fit is named in a warning and stays where it is.
+        """
+        taken = []
+        for name in self.saved_in_place():
+            if name in but:
+                continue
+            try:
+                taken.append(self.take(self.run.pseudo_label(name), name))
+            except DatasetError as error:
+                log.warning("%s It is not used, and stays where it is.", error)
+        return taken
+
+    def take(self, path: str | Path, name: str | None = None) -> Entry:
+        """Take a label that a person made. ``name``: its case; by default the name of the file says it.
+
+        Raises:
+            DatasetError: there is no such case, or the label cannot be used; the message says why.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DatasetError(f"--take {path}: there is no such file.")
+        case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]))
+        return self._add(case, self._read(case, path), path)
+
+    def accept(self, name: str) -> Entry:
+        """Take the label that was handed out as it is. One that a person changed is a correction.
+
+        Raises:
+            DatasetError: there is no such case, or no label of it.
+        """
+        case, path = self._case(name), self.run.pseudo_label(name)
+        if not path.is_file():
+            raise DatasetError(f"--accept {name}: it has no label in {self.run.pseudo_labels}.")
+        return self._add(case, self._read(case, path), path)
+
+    def reject(self, name: str) -> Entry:
+        """The scan is no good: it leaves the pool. Its files stay.
+
+        Raises:
+            DatasetError: there is no such case, or it is none of the pool.
+        """
+        known = self.reviewed.entries()
+        if name not in known and self._case(name).split != "pool":
+            raise DatasetError(f"--reject {name}: expected a scan of the pool. Take other scans out of their list.")
+        return self.reviewed.add(Entry(name, REJECTED))
+
+    def undo(self, name: str) -> Entry | None:
+        """Take back the last step; see `Reviewed.undo`."""
+        return self.reviewed.undo(name)
+
+    def import_from(self, folder: str | Path) -> list[Entry]:
+        """Take what people gave in another run on the same data set, as far as this one does not have it.
+
+        Raises:
+            DatasetError: the folder is none of reviewed labels, or a label does not fit.
+        """
+        other, own, taken = Reviewed(folder), self.reviewed.entries(), []
+        if not other.table.is_file():
+            raise DatasetError(f"reviewed {folder}: no reviewed.csv there; expected the folder RUN/reviewed of a run.")
+        if other.folder.resolve() == self.reviewed.folder.resolve():
+            return []
+        for name, entry in other.entries().items():
+            if name in own:
+                continue
+            if entry.what == REJECTED:
+                taken.append(self.reviewed.add(entry))
+                continue
+            case = self._case(name)
+            self._read(case, other.label(name))
+            taken.append(self.reviewed.add(entry, other.label(name)))
+        return taken
+
+    def _case(self, name: str) -> Case:
+        """A case of the pool, or of validation and test; their reviewed labels are truth and never train."""
+        case = self.cohort.case(name)
+        if case.split == "template":
+            raise DatasetError(f"case {name} is a template: its label is in the data set and counts already.")
+        return case
+
+    def _read(self, case: Case, path: Path) -> torch.Tensor:
+        """The channel of each voxel, (H, W, D), of a label that is as good as a template's.
+
+        Raises:
+            DatasetError: it is not.
+        """
+        cohort = self.cohort
+        allowed = None if cohort.binary else cohort.class_numbers
+        seen = check_case(replace(case, label=path, split="template"), cohort.reader, allowed, cohort.named)
+        for problem in seen:
+            if problem.severity == STOPS:
+                raise DatasetError(
+                    f"case {case.name}: {path.name} is refused: {problem.found}; expected {problem.expected}. "
+                    f"{problem.remedy[:1].upper()}{problem.remedy[1:]}."
+                )
+            if problem.severity == WARNING:
+                log.warning("case %s: %s: %s; %s.", case.name, path.name, problem.found, problem.remedy)
+        return cohort.label(case, path)
+
+    def _add(self, case: Case, values: torch.Tensor, path: Path) -> Entry:
+        """Add a label, with what was changed of its proposal."""
+        proposal = self._proposal(case)
+        if proposal is None:
+            entry = Entry(case.name, OUTLINED)
+        else:
+            number, file = proposal
+            before = self.cohort.label(case, file)
+            changed, dice = int((before != values).sum()), mean_dice(values, before, self.cohort.num_classes)
+            entry = Entry(case.name, CORRECTED if changed else ACCEPTED, number, changed, dice)
+        if path.name.endswith(SUFFIX):
+            return self.reviewed.add(entry, path)
+        aside = partial_path(self.reviewed.label(case.name))
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_label(aside, values.numpy(), case.image, self.cohort.grid(case), self.cohort.class_numbers)
+            return self.reviewed.add(entry, aside)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _proposal(self, case: Case) -> tuple[int, Path] | None:
+        """The label that was handed out for a case, and its round; None if there is none."""
+        record = self.run.read_record()
+        number = record.get("labels_round", record.get("best_round", 0))
+        path = self.run.round(number).final(case.name)
+        return (number, path) if path.is_file() else None
