@@ -141,6 +141,17 @@ def parser() -> argparse.ArgumentParser:
     _setting_options(evaluate)
     evaluate.set_defaults(action=_evaluate)
 
+    review = commands.add_parser("review", help="what people gave back on a run's labels, and who is next")
+    review.add_argument("run", type=Path, metavar="RUN")
+    review.add_argument("--accept", nargs="+", default=[], metavar="CASE", help="its label is right as it is")
+    review.add_argument("--take", nargs="+", default=[], type=Path, metavar="FILE", help="corrected labels")
+    review.add_argument("--as", dest="case", metavar="CASE", help="case of the file of --take, if not by its name")
+    review.add_argument("--reject", nargs="+", default=[], metavar="CASE", help="the scan is no good: out of the pool")
+    review.add_argument("--undo", nargs="+", default=[], metavar="CASE", help="take back its last step")
+    review.add_argument("--data", type=Path, metavar="DIR", help="the data set, if it was moved since the run")
+    _pseudonyms(review)
+    review.set_defaults(action=_review)
+
     validate = commands.add_parser("validate", help="check a data set before a run")
     validate.add_argument("dataset_dir", metavar="DIR")
     validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
@@ -190,6 +201,8 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
     command.add_argument("--preset", choices=_names("presets"), help="default: standard with a GPU, quick without")
     command.add_argument("--seed", type=seed)
+    text = "take what people gave in another run on the same data set, its folder RUN/reviewed"
+    command.add_argument("--reviewed", metavar="FOLDER", help=text)
     text = "repeat this step of an earlier start and all later steps: features, propagation, round_1, ..."
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _pseudonyms(command)
@@ -224,7 +237,8 @@ def overrides(options: argparse.Namespace) -> dict:
     Raises:
         DatasetError: a setting is not of the form ID=VALUE.
     """
-    ids = ("dataset_dir", "output_dir", "pseudonyms", "template", "num_rounds", "seed", "split", "restart_from")
+    ids = ["dataset_dir", "output_dir", "pseudonyms", "template", "num_rounds", "seed", "split", "restart_from"]
+    ids.append("reviewed")
     changed = {name: as_config(value) for name in ids if (value := getattr(options, name, None)) not in (None, [])}
     if options.device != "auto":
         changed["device"] = as_config(options.device)
@@ -342,6 +356,16 @@ def _evaluate(options) -> None:
 
     changed = {id: value for id, value in overrides(options).items() if id not in ("split", "pseudonyms")}
     say(evaluate_run(options.run, options.dataset_dir, options.split, changed, options.pseudonyms))
+
+
+def _review(options) -> int:
+    from semisam_o1.job.review import review
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    steps = (options.accept, options.take, options.case, options.reject, options.undo)
+    text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=options.data)
+    say(text)
+    return int(not whole)
 
 
 def _validate(options) -> None:

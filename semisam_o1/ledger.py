@@ -172,9 +172,7 @@ class Ledger:
 
     def _copies(self, path: Path) -> list[Path]:
         """The versions of a label that were kept earlier."""
-        name, suffix = re.escape(stem(path)), re.escape(path.name.removeprefix(stem(path)))
-        kept = re.compile(rf"{name}(_\d{{4}}-\d\d-\d\d_\d{{6}}(_\d+)?)?{suffix}")
-        return [file for file in self.reviewed.glob("*") if kept.fullmatch(file.name) and file.is_file()]
+        return versions(self.reviewed / path.name)
 
     def _copy(self, path: Path) -> None:
         """Copy a person's version to ``reviewed/``, unless it is there already."""
@@ -207,8 +205,7 @@ class Ledger:
             path = self.reviewed / path.name
             if not os.path.lexists(path):
                 return path
-        date, name = time.strftime("%Y-%m-%d_%H%M%S"), stem(path)
-        return _unused(lambda number: path.with_name(f"{name}_{date}{number}{path.name.removeprefix(name)}"))
+        return dated(path)
 
 
 def held_path(path: Path) -> Path:
@@ -220,6 +217,19 @@ def stem(path: Path) -> str:
     """The name without the suffix of a volume or of another file."""
     volume = next((suffix for suffix in VOLUME if path.name.endswith(suffix)), path.suffix)
     return path.name.removesuffix(volume)
+
+
+def dated(path: Path) -> Path:
+    """A name with the present date for an earlier version of ``path``; no file has it."""
+    date, name = time.strftime("%Y-%m-%d_%H%M%S"), stem(path)
+    return _unused(lambda number: path.with_name(f"{name}_{date}{number}{path.name.removeprefix(name)}"))
+
+
+def versions(path: Path) -> list[Path]:
+    """The file ``path`` and its earlier versions, see `dated`."""
+    name, suffix = re.escape(stem(path)), re.escape(path.name.removeprefix(stem(path)))
+    kept = re.compile(rf"{name}(_\d{{4}}-\d\d-\d\d_\d{{6}}(_\d+)?)?{suffix}")
+    return sorted(file for file in path.parent.glob("*") if kept.fullmatch(file.name) and file.is_file())
 
 
 def _unused(name: Callable[[str], Path]) -> Path:

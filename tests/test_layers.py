@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS = (
     {"cli", "__main__"},
     {"job"},
-    {"refinement"},
+    {"refinement", "review"},
     {"round_0"},
     {"report"},
     {"handlers", "features", "methods"},

@@ -20,6 +20,7 @@ from semisam_o1.job.config import Config, override
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
+from semisam_o1.review.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
@@ -60,6 +61,8 @@ def evaluate_run(
     kept["label_shape"] = "trust"  # the run has judged it
     kept |= {"class_numbers": [int(number) for number in record["classes"]], "pseudonyms": pseudonyms}
     cohort = open_cohort(dataset_dir, templates, **kept)
+    reviewed = Reviewed(folder.reviewed)
+    cohort = cohort.with_reviewed(reviewed.labels(), reviewed.rejected())
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:
         predict(folder, number, missing, overrides or {})
@@ -68,7 +71,8 @@ def evaluate_run(
     if not rows:
         raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and the truth.")
     untouched = folder.ledger.state(folder.metrics) is State.OURS  # a table that a person changed is used for nothing
-    others = [row for row in read_csv(folder.metrics) if row["split"] != split] if untouched else []
+    written = {row["split"] for row in rows}
+    others = [row for row in read_csv(folder.metrics) if row["split"] not in written] if untouched else []
     with folder.ledger.writing(folder.metrics) as aside:
         write_csv(others + rows, aside)
     return summary_text(rows, definition)

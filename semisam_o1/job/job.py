@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
+from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.findings import left_out, table, warnings, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
@@ -14,10 +15,11 @@ from semisam_o1.job.bundle import write_bundle
 from semisam_o1.job.claim import claim, protect_names, recover, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
-from semisam_o1.job.resume import Journal
+from semisam_o1.job.resume import Journal, round_of
 from semisam_o1.job.settings import lost_classes, try_out
 from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.job.update import learn, take_in
 from semisam_o1.lock import lock_folder
 from semisam_o1.report.metrics import summary_text, write_csv
 from semisam_o1.report.page import write_report
@@ -50,11 +52,15 @@ class Job:
         self.config = JobConfig(config)
         self.run_folder = RunFolder(self.config.value("output_dir"))
         protect_names(self.run_folder, self.config.value("pseudonyms"))
-        self.cohort = self.config.cohort
+        self.config.cohort  # noqa: B018 - opened before anything is written
         self.record = RunRecord(self.run_folder, self.config)
         self.auto = self.config.setting("num_rounds") == "auto"
-        if not self.auto:
-            self.record.rounds = self.record.best_round = int(self.config.setting("num_rounds"))
+        self._plan_rounds()
+
+    @property
+    def cohort(self) -> Cohort:
+        """The data set without the scans that were set aside, with what people gave."""
+        return self.config.cohort
 
     # Public entry points.
 
@@ -67,8 +73,12 @@ class Job:
             journal = self._begin()
             if not journal.done and (lost := lost_classes(self.config)):
                 log.warning("%s", table(lost))
-            complete = all(stage.name in journal.done for stage in self._stages(settle=False))
-            again = lacking(self, journal.done, complete)
+            complete = self._is_complete(journal)
+            stale = learn(self, self._given, journal.done, complete)
+            if stale is not None:
+                self._plan_rounds()
+                journal.half_done_fits = False
+            again = lacking(self, journal.done, complete and not stale)
             if not complete:
                 remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
             for stage in self._stages():
@@ -76,7 +86,7 @@ class Job:
                     self._work(stage)
                     journal.add(stage.name)
                 elif stage.name in again:
-                    self._repeat(stage, again[stage.name], journal.came)
+                    self._repeat(stage, again[stage.name], [*journal.came, *(stale or ())])
             self.finish()
 
     def propagate(self) -> None:
@@ -131,7 +141,7 @@ class Job:
         record.warnings = [*doubts, *warnings(self.cohort.problems)]
         with self._stopwatch("evaluation"):
             cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.labels_round)
-            results.hand_out(folder, run, cases)
+            results.hand_out(folder, run, cases, self.cohort.touched)
             results.write_review(folder, run, cases, self.cohort.class_numbers)
             rows = self.evaluate()
             with run.ledger.writing(run.metrics) as aside:
@@ -147,10 +157,28 @@ class Job:
 
     # Internals.
 
-    def _stages(self, settle: bool = True) -> Iterator[Stage]:
-        """Every stage in order. With ``num_rounds`` auto, training stops when the labels settle, if ``settle``."""
+    def _plan_rounds(self) -> None:
+        """The rounds of the settings, and those that corrections called for; the latter end the search of ``auto``."""
+        if self.auto and self.record.more_rounds:
+            self.auto = False
+        elif not self.auto and self.config.setting("num_rounds") != "auto":
+            self.record.rounds = int(self.config.setting("num_rounds")) + self.record.more_rounds
+        if not self.auto:
+            self.record.best_round = self.record.rounds
+
+    def _is_complete(self, journal: Journal) -> bool:
+        """Whether every step is done; a search for the best round is when its labels were handed out."""
+        last = self.record.rounds if self.auto and self.run_folder.review.is_file() else None
+        return all(stage.name in journal.done for stage in self._stages(settle=False, last=last))
+
+    def _stages(self, settle: bool = True, last: int | None = None) -> Iterator[Stage]:
+        """Every stage in order, up to round ``last`` if it is given.
+
+        With ``num_rounds`` auto, training stops when the labels settle, if ``settle``.
+        """
         yield from ROUND_0
-        last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
+        if last is None:
+            last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
         for number in range(1, last + 1):
             yield from round_stages(number, self.auto or number < last or self.config.setting("refine_last"))
             if self.auto and settle:
@@ -216,6 +244,12 @@ class Job:
             self.record.stages = []
             journal.begin()
         recover(self.run_folder)
+        self._given = take_in(self)
+        step, rounds = (self.config.setting(id) for id in ("restart_from", "num_rounds"))
+        if step and (rounds == "auto" or round_of(step) <= int(rounds)):
+            self.record.corrections, self.record.more_rounds = [], 0  # known from the start
+            self.auto = rounds == "auto"
+            self._plan_rounds()
         self.record.write()
         if self.cohort.problems:
             with self.run_folder.ledger.writing(self.run_folder.problems) as aside:

@@ -26,6 +26,9 @@ class RunRecord:
         failed: case -> reason, of scans on which a stage failed; in run.json part of ``set_aside``.
         rounds, best_round: the number of rounds, and the round whose model is the final one.
         labels_round: the round whose labels are the final ones: ``best_round``, or 0 if its labels are judged better.
+        corrections: what the run has learned from people, in the order in which it came: after each start that brought
+            something, the labels (case -> SHA-256), the rejected scans, and the round after which they came.
+        more_rounds: the rounds that were added for corrections.
         warnings: problems that a user of the labels must know.
     """
 
@@ -36,6 +39,8 @@ class RunRecord:
         self.failed: dict[str, str] = {}
         self.rounds, self.best_round = kept.get("rounds", 0), kept.get("best_round", 0)  # auto selects them again
         self.labels_round = kept.get("labels_round", self.best_round)
+        self.corrections: list[dict] = kept.get("corrections", [])
+        self.more_rounds: int = kept.get("more_rounds", 0)
         self.warnings: Sequence[str] = ()
         self._kept_failed = kept.get("failed", {})
 
@@ -76,6 +81,8 @@ class RunRecord:
             "rounds": self.rounds,
             "best_round": self.best_round,
             "labels_round": self.labels_round,
+            "corrections": self.corrections,
+            "more_rounds": self.more_rounds,
             "stages": self.stages,
             "settings": config.settings,
         }

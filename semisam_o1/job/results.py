@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from semisam_o1.data.cohort import Cohort
@@ -22,12 +23,16 @@ REVIEW = {
 }  # fmt: skip
 
 
-def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case]) -> None:
-    """Copy the final labels of a round to ``pseudo_labels/``, each one atomically; see `ledger` for changed ones."""
+def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], touched: Mapping[str, Path]) -> None:
+    """Copy the final labels of a round to ``pseudo_labels/``, each one atomically; see `ledger` for changed ones.
+
+    ``touched``: case -> the label that a person gave, which is the final one.
+    """
     for case in cases:
-        if folder.final(case.name).exists():
+        label = touched.get(case.name, folder.final(case.name))
+        if label.exists():
             with run.ledger.writing(run.pseudo_label(case.name)) as aside:
-                shutil.copyfile(folder.final(case.name), aside)
+                shutil.copyfile(label, aside)
 
 
 def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], class_numbers: Sequence[int] = ()) -> None:
@@ -71,10 +76,17 @@ def worst_class(quality: Mapping[str, Any]) -> tuple[int | None, float | None]:
 
 
 def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, definition: str) -> list[dict]:
-    """Rows of metrics.csv for all labels of rounds 0 to ``rounds`` that have truth."""
+    """Rows of metrics.csv for all labels of rounds 0 to ``rounds`` that have truth.
+
+    Scans of the pool that a person touched are a split of their own: they enter no mean of the others.
+    """
     found: list[dict] = []
     known: dict = {}
-    for split in splits:
+    groups = {split: cohort.split(split) for split in splits}
+    if "pool" in groups and cohort.touched:
+        groups["pool"] = cohort.untouched
+        groups["touched"] = tuple(case for case in cohort.pool if case.name in cohort.touched)
+    for split, cases in groups.items():
         for number in range(rounds + 1):
             folder = run.round(number)
             stages = {"copied": folder.copied, "propagated": folder.label}
@@ -84,5 +96,5 @@ def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, d
                     stages["refined"] = folder.label  # otherwise the labels equal the predictions
             for stage, label in stages.items():
                 here = {"split": split, "round": number, "stage": stage}
-                found += evaluate_folder(label, cohort.split(split), cohort, here, definition, known)
+                found += evaluate_folder(label, cases, cohort, here, definition, known)
     return found

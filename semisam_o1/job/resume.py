@@ -26,6 +26,7 @@ FREE = (
     "preset",
     "pseudonyms",  # the names that it gives are compared, not where it lies
     "restart_from",
+    "reviewed",  # what it holds is compared
     "round",
     "threads",
 )

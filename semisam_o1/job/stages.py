@@ -78,6 +78,7 @@ def lacking_features(job: Job, round: int, later: bool) -> list[Case]:
 
 def first_pass(job: Job, round: int, cases: Cases = None) -> None:
     """Propagate the template's label to every scan. A scan on which this fails is set aside."""
+    cases = cases_of_round_0(job) if cases is None else cases
     job.record.fail(over_cases(job, job.config.build("propagation#first_pass"), cases))
 
 
@@ -90,19 +91,19 @@ def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
     def whole(case: Case) -> bool:
         return copied(case.name).is_file() and (not later or records.has(case.name, "uncertainty"))
 
-    return [case for case in labelled_cases(job) if not whole(case)]
+    return [case for case in cases_of_round_0(job) if not whole(case)]
 
 
 def label_fusion(job: Job, round: int, cases: Cases = None) -> None:
     """Multi-atlas label fusion: fuse each label with those of the most similar scans."""
-    over_cases(job, job.config.build("propagation#label_fusion"), cases)
+    over_cases(job, job.config.build("propagation#label_fusion"), cases_of_round_0(job) if cases is None else cases)
 
 
 def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
     """Of round 0: labels and confidences."""
     folder = job.run_folder.round(0)
     files = (folder.label, folder.confidence)
-    return [case for case in labelled_cases(job) if not all(file(case.name).is_file() for file in files)]
+    return [case for case in cases_of_round_0(job) if not all(file(case.name).is_file() for file in files)]
 
 
 def copies(job: Job, round: int, cases: Cases = None) -> None:
@@ -114,7 +115,11 @@ def copies(job: Job, round: int, cases: Cases = None) -> None:
     names = [case.name for case in labelled_cases(job)]
     todo = plans(job.run_folder.round(0).work("first"), names, count)
     if todo:
-        job.config.build("propagation#copies").run(todo, max_epochs=1, epoch_length=len(todo))
+        engine = job.config.build("propagation#copies")
+        engine.run(todo, max_epochs=1, epoch_length=len(todo))
+        if engine.state.dropped and job.config.setting("label_fusion"):
+            log.info("no label fusion with scans of the pool: labels of copies are better without it")
+            label_fusion(job, round)
 
 
 def lacking_copies(job: Job, round: int, later: bool) -> list[Case]:
@@ -124,13 +129,24 @@ def lacking_copies(job: Job, round: int, later: bool) -> list[Case]:
 
 def quality(job: Job, round: int, cases: Cases = None) -> None:
     """Estimate the quality of a round's final labels without truth."""
-    over_cases(job, job.config.build("propagation#quality", round), cases)
+    over_cases(job, job.config.build("propagation#quality", round), judged_cases(job) if cases is None else cases)
 
 
 def lacking_quality(job: Job, round: int, later: bool) -> list[Case]:
     folder = job.run_folder.round(round)
     found = folder.quality.read()
-    return [case for case in labelled_cases(job) if case.name not in found]
+    return [case for case in judged_cases(job) if case.name not in found]
+
+
+def cases_of_round_0(job: Job) -> list[Case]:
+    """The templates, if there are several, and `labelled_cases`: each labelled scan is an atlas for the others."""
+    several = len(job.cohort.templates) > 1 and not job.config.setting("published_terms")
+    return [*(job.cohort.templates if several else ()), *labelled_cases(job)]
+
+
+def judged_cases(job: Job) -> list[Case]:
+    """`labelled_cases` for which no person gave a label."""
+    return [case for case in labelled_cases(job) if case.name not in job.cohort.touched]
 
 
 def labelled_cases(job: Job) -> list[Case]:

@@ -30,15 +30,15 @@ def labelled_items(cases: Sequence[Case]) -> list[dict]:
 
 
 def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predicted_dice: float = 0.0) -> list[dict]:
-    """Training items of round ``round``: templates with their labels, pool scans with labels of the previous round.
+    """Training items of round ``round``: labelled scans, untouched pool scans with labels of the previous round.
 
     A pool scan is left out if it has no such label (its propagation failed) or if the label's predicted Dice is below
     ``min_predicted_dice``. So is a scan whose label has none, because nobody can tell how good it is: few labels are,
     and a wrong one costs more than one scan less. If all labels would be left out, all are used. 0 leaves none out.
     """
     before = RunFolder(output_dir).round(round - 1)
-    items = [case.item() | {"labelled": True} for case in cohort.templates]
-    pool = [case for case in cohort.pool if before.label(case.name).exists()]
+    items = [case.item() | {"labelled": True} for case in cohort.labelled]
+    pool = [case for case in cohort.untouched if before.label(case.name).exists()]
     known = {name: row["predicted_dice"] for name, row in before.quality.read().items()}
     doubted = [case for case in pool if known.get(case.name, 1.0) is None] if min_predicted_dice > 0 else []
     poor = [case for case in pool if (dice := known.get(case.name)) is not None and dice < min_predicted_dice]

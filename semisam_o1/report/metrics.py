@@ -34,7 +34,7 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.tables import COUNT, TEXT, read_rows, write_rows
 from semisam_o1.types import Case
 
-SPLITS = ("pool", "val", "test")
+SPLITS = ("pool", "touched", "val", "test")  # touched: scans of the pool for which a person gave a label
 STAGES = ("copied", "propagated", "predicted", "refined")  # in the order of a run
 STATISTICS: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 

@@ -161,7 +161,7 @@ def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
     axis = figure.subplots()
     rounds = sorted({line["round"] for line in table})
     pairs = [(split, stage) for split in SPLITS for stage in STAGES]
-    colours = {"pool": "#0072B2", "val": "#CC79A7", "test": "#D55E00"}
+    colours = {"pool": "#0072B2", "touched": "#56B4E9", "val": "#CC79A7", "test": "#D55E00"}
     styles = {
         "copied": ("none", "x"),
         "propagated": ("-", "s"),

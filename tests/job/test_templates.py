@@ -1,4 +1,4 @@
-"""Several templates: each scan takes the one that suits it best, whatever they are called and however they stand."""
+"""Several templates: each counts on each scan by how well it matches there, whatever their order."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semisam_o1.cli import main
-from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.passes import FirstPass, Fused
 from semisam_o1.runfolder import RunFolder
 from tests.jobs import assert_same_labels, labels, small
 
@@ -47,19 +47,12 @@ def two(cohort, made_once):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refinement", ["voxel", "volume"])
-def test_the_same_template_under_two_names_changes_no_voxel(cohort, one, two, tmp_path, refinement):
-    if refinement == "volume":  # of the same training
-        votes = {"_target_": "semisam_o1.refinement.VolumeVotes", "store": "@store", "cohort": "@cohort", "k": 1}
-        votes |= {"output_dir": "@output_dir", "round": "@round", "quantile": 0.5}
-        more = {"refinement#propose": votes, "restart_from": "round_1/refinement"}
-        one, two = shutil.copytree(one, tmp_path / "one"), shutil.copytree(two, tmp_path / "two")
-        labelled(cohort, one, "phantom_00", **more)
-        labelled(cohort, two, "phantom_00", "another", **more)
-    for stage in STAGES:
-        assert_same_labels(one / stage, two / stage)
-    quality = [RunFolder(run).round(0).quality.read() for run in (one, two)]
-    assert quality[0] == quality[1]
+def test_the_same_template_under_two_names_hardly_changes_a_label(one, two):
+    """The second one is reached through the first, by an alignment of its own."""
+    first, second = (labels(run / "round_0" / "labels") for run in (one, two))
+    assert set(second) - set(first) == {"another.nii.gz", "phantom_00.nii.gz"}
+    for name, label in first.items():
+        assert (label == second[name]).mean() > 0.97
 
 
 @pytest.mark.slow
@@ -71,16 +64,16 @@ def test_the_order_of_templates_changes_no_voxel(cohort, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_scan_takes_the_template_that_leaves_the_least(cohort, tmp_path):
-    """A template that is the scan itself, under another name, and one that is not."""
+def test_a_labelled_scan_that_is_the_scan_itself_decides(cohort, tmp_path):
+    """Templates: the scan itself under another name, and one that is not; all is aligned to the first of the two."""
     data, run = shutil.copytree(cohort, tmp_path / "data"), tmp_path / "run"
     (data / "train.txt").write_text("phantom_01\nphantom_02\nphantom_00\n")
     command = ["propagate", str(data), "--output", str(run), "--template", "another", "phantom_01"]
     assert main([*command, *small()]) == 0
     folder = RunFolder(run).round(0)
-    records, back = folder.work("first"), folder.work("back")
-    found = FirstPass.load(records, "phantom_00", "template", "residual")
-    assert found.template == "another" and found.residual < 0.01
-    assert back.load("phantom_00", ["template"]) == ["another"]
+    for name, template in (("phantom_00", "another"), ("phantom_02", "another")):
+        assert FirstPass.load(folder.work("first"), name, "template").template == template
+    labelled, pool = Fused.atlases_of(folder.work("fused"), "phantom_00")
+    assert labelled == ["phantom_01"] and pool == ["phantom_02"]
     truth = labels(cohort / "labels")["phantom_00.nii.gz"]
     np.testing.assert_array_less(0.95, (labels(folder.labels)["phantom_00.nii.gz"] == truth).mean())
