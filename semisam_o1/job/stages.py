@@ -107,7 +107,7 @@ def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
 
 
 def copies(job: Job, round: int, cases: Cases = None) -> None:
-    """Make and label copies of the template, which calibrate the quality estimate."""
+    """Make and label copies of the template, which weigh label fusion and calibrate the quality estimate."""
     count, encoder = int(job.config.setting("template_copies")), job.config.build("store").encoder
     if encoder.patch_size > 1:
         log.info("no copies of the template: the encoder's tokens are coarser than voxels, usual factors serve")
@@ -115,11 +115,7 @@ def copies(job: Job, round: int, cases: Cases = None) -> None:
     names = [case.name for case in labelled_cases(job)]
     todo = plans(job.run_folder.round(0).work("first"), names, count)
     if todo:
-        engine = job.config.build("propagation#copies")
-        engine.run(todo, max_epochs=1, epoch_length=len(todo))
-        if engine.state.dropped and job.config.setting("label_fusion"):
-            log.info("no label fusion with scans of the pool: labels of copies are better without it")
-            label_fusion(job, round)
+        job.config.build("propagation#copies").run(todo, max_epochs=1, epoch_length=len(todo))
 
 
 def lacking_copies(job: Job, round: int, later: bool) -> list[Case]:
@@ -303,12 +299,12 @@ ROUND_0 = (
         ("propagation#first_pass", "cohort", "seed"),
     ),
     Stage(
-        FUSION, "label fusion", label_fusion, lacking_labels,
-        ("propagation#label_fusion",), wanted="label_fusion",
-    ),
-    Stage(
         "propagation/copies", "copies of the template", copies, lacking_copies,
         ("propagation#copies", "template_copies"), wanted="quality_estimate",
+    ),
+    Stage(
+        FUSION, "label fusion", label_fusion, lacking_labels,
+        ("propagation#label_fusion",), wanted="label_fusion",
     ),
     Stage(
         "propagation/quality", "round 0: quality", quality, lacking_quality,

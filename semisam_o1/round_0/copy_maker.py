@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from semisam_o1.round_0.label_fusion import LabelFusion, Scan
 from semisam_o1.round_0.passes import FirstPass, dropped_vote
 from semisam_o1.types import Affine, Probabilities
 
+WEIGHTS = (2.0, 4.0, 8.0, math.inf)  # of labelled scans in label fusion; infinite: no labels by way of the pool
+
 
 class Plan(NamedTuple):
     """A copy to make: its ``name``, and the scans ``one`` and ``other`` that it is made from, see `make_copy`."""
@@ -34,13 +37,13 @@ class Plan(NamedTuple):
 class Labelled(NamedTuple):
     """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it.
 
-    without_pool: those without labels that come by way of other scans of the pool; None if there are none of these.
+    by_weight: the probabilities for each of `WEIGHTS`, what a label straight from a labelled scan counts.
     """
 
     copy: Copy
     affine: Affine
     probabilities: Probabilities
-    without_pool: Probabilities | None = None
+    by_weight: Mapping[str, Probabilities]
 
 
 def plans(records: WorkFiles, names: Sequence[str], copies: int) -> list[Plan]:
@@ -92,9 +95,9 @@ class CopyMaker:
         if self.fusion is not None and result.maps:
             descriptor = F.normalize(tokens.mean((1, 2, 3)), dim=0).numpy()
             scan = Scan(tokens, step, descriptor, template.name, result.maps[0], result.points, probabilities)
-            if (fused := self.fusion(scan, {plan.one, plan.other})) is not None:
-                return Labelled(copy, affine, fused.probabilities, fused.without_pool)
-        return Labelled(copy, affine, probabilities)
+            if (fused := self.fusion(scan, {plan.one, plan.other}, WEIGHTS)) is not None:
+                return Labelled(copy, affine, fused.probabilities, fused.by_weight)
+        return Labelled(copy, affine, probabilities, {})
 
     def _aligned(self, name: str, template: str) -> tuple[Aligned, Affine]:
         """A scan aligned to a template, and the affine of its grid.

@@ -18,7 +18,7 @@ from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, principal, sample
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
-from semisam_o1.round_0.passes import POOL_ATLASES, FirstPass, Fused, dropped
+from semisam_o1.round_0.passes import FirstPass, Fused, straight_weight
 from semisam_o1.round_0.templates import reference
 from semisam_o1.types import Case, Probabilities, Tokens
 
@@ -78,7 +78,7 @@ class LabelFusion:
         self.atlases, self.labelled_atlases, self.iterations = atlases, labelled_atlases, tuple(iterations)
         self.labelled = {case.name: case for case in cohort.labelled if records.has(case.name, "alignments")}
         names = [case.name for case in cases if case.name not in self.labelled]
-        self.pool = [] if dropped(records, POOL_ATLASES) else [n for n in names if records.has(n, "alignments")]
+        self.pool = [name for name in names if records.has(name, "alignments")]
         self.descriptors = store.descriptors(self.pool) if self.pool else np.empty((0, 0))
         self.templates = {case.name: store.load(case.name).tokens for case in cohort.templates}
         self.bases = {name: principal(own, CHANNELS) for name, own in self.templates.items()}
@@ -110,8 +110,12 @@ class LabelFusion:
         distances = torch.cat([near, far])
         return Chosen(given, chosen, float(distances.mean()) if len(distances) else float("nan"))
 
-    def __call__(self, scan: Scan, without: Collection[str] = ()) -> Fused | None:
-        """The fused label of ``scan``; None if there is no atlas. ``without``: names that may not be atlases."""
+    def __call__(self, scan: Scan, without: Collection[str] = (), weights: Collection[float] = ()) -> Fused | None:
+        """The fused label of ``scan``; None if there is no atlas.
+
+        Args:
+            without: names that may not be atlases. weights: of labelled scans, for which labels are asked for too.
+        """
         chosen = self.choose(scan, without)
         if not chosen.labelled and not chosen.pool:
             return None
@@ -124,8 +128,9 @@ class LabelFusion:
             return [carried_from(one, tokens, scan.to_template, scan.step_mm, self.iterations) for one in atlases]
 
         straight, by_pool = [own, *carried(chosen.labelled)], carried(chosen.pool)
-        without = fuse(straight, []) if by_pool else None
-        return Fused(fuse(straight, by_pool), chosen.pool, chosen.dissimilarity, chosen.labelled, without)
+        fused = fuse(straight, by_pool, straight_weight(self.records))
+        others = {str(weight): fuse(straight, by_pool, weight) for weight in weights}
+        return Fused(fused, chosen.pool, chosen.dissimilarity, chosen.labelled, others)
 
     def _atlas(self, name: str, template: str) -> Atlas:
         first = FirstPass.load(self.records, name, "frame", "probabilities")

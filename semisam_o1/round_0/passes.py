@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +11,11 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.files import WorkFiles, read_json, write_json
 from semisam_o1.round_0.alignment import AffineMap
-from semisam_o1.runfolder import POOL_ATLASES, VOTE
+from semisam_o1.round_0.atlases import STRAIGHT
+from semisam_o1.runfolder import FUSION, VOTE
 from semisam_o1.types import Case, Probabilities, Tokens
 
 PROBABILITIES = "probabilities"
-POOL_MARGIN = 0.03  # on copies of hearts, where it helps by 0.009, it seemed to lose 0.02
 VOTE_MARGIN = 0.004  # the vote costs some 0.001 of reverse consistency where it improves labels
 
 
@@ -93,28 +94,28 @@ def outside_classes(reached: torch.Tensor, class_numbers: Sequence[int]) -> list
     return [class_numbers[1 + int(channel)] for channel in (reached == 0).nonzero()[:, 0]]
 
 
-def dropped(folder: WorkFiles, what: str) -> bool | None:
-    """Whether a part of round 0 was dropped for the pool; None if that is not decided yet. ``what``: its file."""
-    path = folder.folder / what
+def dropped_vote(folder: WorkFiles) -> bool | None:
+    """Whether the vote near borders was dropped for the pool; None if that is not decided yet."""
+    path = folder.folder / VOTE
     return bool(read_json(path).get("dropped")) if path.is_file() else None
 
 
-def dropped_vote(folder: WorkFiles) -> bool | None:
-    """Whether the vote near borders was dropped for the pool."""
-    return dropped(folder, VOTE)
+def straight_weight(folder: WorkFiles) -> float:
+    """What a label that comes straight from a labelled scan counts in label fusion, see `atlases.fuse`."""
+    path = folder.folder / FUSION
+    return float(read_json(path)["straight"]) if path.is_file() else STRAIGHT
 
 
-def settle_pool_atlases(folder: WorkFiles, gains: Sequence[float]) -> bool:
-    """Decide once whether label fusion leaves out the scans of the pool; returns that.
+def settle_straight(folder: WorkFiles, dice: Sequence[Mapping[str, float]]) -> float:
+    """Decide once what a label straight from a labelled scan counts: the weight with the best labels of copies.
 
-    ``gains``: of each copy of the template, the true Dice that they win. They are left out if they lose more than
-    `POOL_MARGIN` on average.
+    ``dice``: of each copy of the template, weight -> true Dice of its label.
     """
-    if (found := dropped(folder, POOL_ATLASES)) is None:
-        found = bool(gains) and sum(gains) / len(gains) < -POOL_MARGIN
-        if gains:
-            write_json(folder.folder / POOL_ATLASES, {"dropped": found, "mean_gain": sum(gains) / len(gains)})
-    return found
+    if dice and not (folder.folder / FUSION).is_file():
+        means = {weight: sum(one[weight] for one in dice) / len(dice) for weight in dice[0]}
+        best = max(means, key=lambda weight: means[weight])
+        write_json(folder.folder / FUSION, {"straight": best, "mean_dice_of_copies": means})
+    return straight_weight(folder)
 
 
 def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:
@@ -136,14 +137,14 @@ class Fused(NamedTuple):
 
     probabilities: (num_classes, H', W', D') on its tokens. atlases: names of scans of the pool. dissimilarity: mean
     descriptor distance of all atlases to the scan. labelled: names of labelled scans that are atlases too.
-    without_pool: ``probabilities`` without the atlases of the pool; None if there are none. It is not stored.
+    by_weight: the probabilities for other weights of labelled scans, if they were asked for. They are not stored.
     """
 
     probabilities: Probabilities
     atlases: list[str]
     dissimilarity: float
     labelled: list[str]
-    without_pool: Probabilities | None = None
+    by_weight: Mapping[str, Probabilities] = MappingProxyType({})
 
     def save(self, folder: WorkFiles, name: str) -> None:
         small: dict[str, Any] = {key: found for key in ("atlases", "labelled") if (found := getattr(self, key))}

@@ -16,7 +16,7 @@ from semisam_o1.features import FeatureStore
 from semisam_o1.files import read_json
 from semisam_o1.report.overlap import soft_dices
 from semisam_o1.round_0.calibration import Calibration
-from semisam_o1.round_0.passes import POOL_ATLASES, FirstPass, dropped, left_out
+from semisam_o1.round_0.passes import FirstPass, left_out
 from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
@@ -84,10 +84,8 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
     Both lists are empty if the network of the round has not labelled the copies.
     """
     made, true, agreement = run.round(0).work("copies"), [], []
-    alone = dropped(run.round(0).work("first"), POOL_ATLASES)
     for name in made.names():
-        which = "without_pool" if alone and made.has(name, "without_pool") else "probabilities"
-        probabilities, truth = made.load(name, [which, "truth"])
+        probabilities, truth = made.load(name, ["probabilities", "truth"])
         label = hard(probabilities)
         if round:
             path = run.round(round).copy(name)
