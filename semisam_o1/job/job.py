@@ -152,6 +152,7 @@ class Job:
         write_report(run.path, self.cohort)
         if rows:
             log.info("\n%s", summary_text(rows, self.config.setting("metric_definition")))
+        self._tell_of_labels()
         log.info("labels: %s", run.pseudo_labels)
         log.info("report: %s", run.report)
 
@@ -257,6 +258,16 @@ class Job:
             if left_out(self.cohort.problems):
                 log.warning("all problems of the data set: %s", self.run_folder.problems)
         return journal
+
+    def _tell_of_labels(self) -> None:
+        """How labels of the data set that are for metrics alone would count."""
+        names = [case.name for case in self.cohort.untouched if case.label is not None]
+        if names:
+            log.info(
+                "labels of %d scans of the pool (%s) are for metrics alone. To have one count: semisam-o1 review %s "
+                "--take FILE",
+                len(names), named(names), self.run_folder.path,
+            )  # fmt: skip
 
     def _tell_of_scans(self, journal: Journal) -> None:
         if journal.came and journal.done:

@@ -22,7 +22,7 @@ from semisam_o1.review.corrections import Corrections
 from semisam_o1.review.ranking import DEFAULT, REASONS, Known, known_of, order
 from semisam_o1.review.reviewed import REJECTED, Entry, Reviewed
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import DatasetError
+from semisam_o1.types import DatasetError, UserError
 
 log = logging.getLogger("semisam_o1")
 READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
@@ -65,7 +65,7 @@ def review(
         for what, of in steps:
             try:
                 _step(corrections, what, of, case)
-            except DatasetError as error:
+            except UserError as error:
                 log.warning("%s", error)
                 refused += 1
         undone = {str(name) for name in undo}

@@ -32,7 +32,7 @@ def take_in(job: Job) -> dict[str, Any]:
             log.info("case %s: %s, from %s", entry.case, entry.what, folder)
     for entry in corrections.take_saved():
         log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, entry.what)
-    labels, rejected = corrections.reviewed.labels(), corrections.reviewed.rejected()
+    labels, rejected = corrections.usable(), corrections.reviewed.rejected()
     job.config.cohort = job.cohort.with_reviewed(labels, rejected)
     used = {name: checksum(path) for name, path in labels.items() if name in job.cohort.touched}
     return {"labels": used, "rejected": rejected}

@@ -7,6 +7,8 @@ stays as it is.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.export import write_label
 from semisam_o1.data.findings import STOPS, WARNING
 from semisam_o1.data.folders import match
-from semisam_o1.files import checksum, partial_path
+from semisam_o1.files import PARTIAL, checksum
 from semisam_o1.ledger import State
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.review.reviewed import ACCEPTED, CORRECTED, OUTLINED, REJECTED, Entry, Reviewed
@@ -60,6 +62,29 @@ class Corrections:
             except DatasetError as error:
                 log.warning("%s It is not used, and stays where it is.", error)
         return taken
+
+    def usable(self) -> dict[str, Path]:
+        """Case -> label, of all that people gave and that fits its scan, in the order in which they came.
+
+        A label in the folder that was changed there since is taken anew. One that does not fit is named in a warning
+        and not used; the other ones count.
+        """
+        found = {}
+        known = {case.name: case for case in self.cohort.cases if case.split != "template"}
+        for name, entry in self.reviewed.entries().items():
+            if entry.what == REJECTED or name not in known:
+                continue
+            path = self.reviewed.label(name)
+            try:
+                values = self._read(known[name], path)
+            except DatasetError as error:
+                log.warning("%s It is not used, and stays where it is.", error)
+                continue
+            if entry.sha256 != checksum(path):
+                log.info("case %s: its label in %s was changed and is taken anew", name, self.reviewed.folder)
+                self._add(known[name], values, path)
+            found[name] = path
+        return found
 
     def take(self, path: str | Path, name: str | None = None) -> Entry:
         """Take a label that a person made. ``name``: its case; by default the name of the file says it.
@@ -159,13 +184,10 @@ class Corrections:
             entry = Entry(case.name, CORRECTED if changed else ACCEPTED, number, changed, dice)
         if path.name.endswith(SUFFIX):
             return self.reviewed.add(entry, path)
-        aside = partial_path(self.reviewed.label(case.name))
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_label(aside, values.numpy(), case.image, self.cohort.grid(case), self.cohort.class_numbers)
-            return self.reviewed.add(entry, aside)
-        finally:
-            aside.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=self.run.path) as name:
+            written = Path(name, self.reviewed.label(case.name).name)
+            write_label(written, values.numpy(), case.image, self.cohort.grid(case), self.cohort.class_numbers)
+            return self.reviewed.add(entry, written)
 
     def _proposal(self, case: Case) -> tuple[int, Path] | None:
         """The label that was handed out for a case, and its round; None if there is none."""

@@ -126,7 +126,7 @@ class Reviewed:
         if not path.is_file():
             return []
         try:
-            rows = [Entry(**row) for row in read_rows(path, COLUMNS)]
+            rows = [Entry(**{**row, "sha256": row["sha256"] or None}) for row in read_rows(path, COLUMNS)]
         except (ValueError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}. Restore it; the labels beside it are whole.") from error
         if wrong := [row.what for row in rows if row.what not in KINDS]:

@@ -1,0 +1,138 @@
+"""The same command after a correction: it is taken in, what it changes is done again, and one more round is trained."""
+
+import copy
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+
+from semisam_o1.cli import config_files, main, overrides, parser, workflow
+from semisam_o1.job import Job
+from semisam_o1.job.review import review
+from semisam_o1.report.metrics import read_csv
+from semisam_o1.review.reviewed import Reviewed
+from semisam_o1.round_0.passes import Fused
+from semisam_o1.runfolder import RunFolder
+from tests.jobs import assert_same_labels, labels, small
+
+
+def command(data, run, *more, **settings):
+    return main(["run", str(data), "--output", str(run.path), "--device", "cpu", *more, *small(**settings)])
+
+
+def workflow_of(data, run):
+    options = parser().parse_args(["run", str(data), "--output", str(run), "--device", "cpu", *small()])
+    return workflow(config_files(options), options.run_id, overrides(options))
+
+
+def correct(run, data, name):
+    """Save the truth of a case in place of its pseudo-label, as a viewer does."""
+    stored, path = nibabel.load(data / "labels" / f"{name}.nii.gz"), run.pseudo_label(name)
+    array = np.asarray(stored.dataobj)
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.uint8), stored.affine, stored.header), path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def corrected(run, phantom_dir, made_once):
+    """A finished run that went on after phantom_01 was corrected; not to be written to."""
+
+    def make(folder):
+        found = RunFolder(shutil.copytree(run, folder / "run"))
+        correct(found, phantom_dir, "phantom_01")
+        assert command(phantom_dir, found) == 0
+
+    return RunFolder(made_once("corrected", make) / "run")
+
+
+@pytest.mark.slow
+def test_a_correction_counts_and_only_what_it_changes_is_done(corrected, run, phantom_dir):
+    before = RunFolder(run)
+    truth = labels(phantom_dir / "labels")["phantom_01.nii.gz"]
+    np.testing.assert_array_equal(labels(corrected.pseudo_labels)["phantom_01.nii.gz"], truth)
+    assert Reviewed(corrected.reviewed).entries()["phantom_01"].what == "corrected"
+    for kept in ("features/phantom_01.h5", "round_0/work/first/phantom_02.h5", "round_1/model.pt", "round_2/model.pt"):
+        assert (corrected.path / kept).read_bytes() == (before.path / kept).read_bytes()
+    fused = corrected.round(0).work("fused")
+    assert Fused.atlases_of(fused, "phantom_02") == (["phantom_01"], [])
+    assert corrected.rounds() == [0, 1, 2, 3] and corrected.round(3).model.is_file()
+    record = corrected.read_record()
+    assert [sorted(batch["labels"]) for batch in record["corrections"]] == [["phantom_01"]]
+    assert (record["rounds"], record["more_rounds"], record["corrections"][0]["after_round"]) == (3, 1, 2)
+    splits = {(row["split"], row["case"]) for row in read_csv(corrected.metrics)}
+    assert ("touched", "phantom_01") in splits and ("pool", "phantom_01") not in splits
+    assert "phantom_01" not in corrected.round(3).quality.read()
+
+
+@pytest.mark.slow
+def test_a_start_without_news_does_nothing(corrected, phantom_dir, tmp_path):
+    again = RunFolder(shutil.copytree(corrected.path, tmp_path / "run"))
+    assert command(phantom_dir, again) == 0
+    assert again.rounds() == [0, 1, 2, 3] and len(again.read_record()["corrections"]) == 1
+    assert_same_labels(again.pseudo_labels, corrected.pseudo_labels)
+
+
+@pytest.mark.slow
+def test_a_repeat_from_round_0_is_a_new_run_with_the_same_labels(corrected, phantom_dir, tmp_path):
+    again, new = RunFolder(shutil.copytree(corrected.path, tmp_path / "run")), RunFolder(tmp_path / "new")
+    assert command(phantom_dir, again, "--restart-from", "propagation") == 0
+    assert command(phantom_dir, new, "--reviewed", str(corrected.reviewed)) == 0
+    assert again.rounds() == new.rounds() == [0, 1, 2]
+    for stage in ("round_0/labels", "round_2/predictions", "pseudo_labels", "reviewed"):
+        assert_same_labels(again.path / stage, new.path / stage)
+
+
+@pytest.mark.slow
+def test_a_killed_update_goes_on(run, corrected, phantom_dir, tmp_path, monkeypatch):
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    correct(found, phantom_dir, "phantom_01")
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "_work", stops_at("label fusion", Job._work))
+        with pytest.raises(KeyboardInterrupt):
+            run_workflow(phantom_dir, found)
+    assert command(phantom_dir, found) == 0
+    for stage in ("round_0/labels", "round_3/predictions", "pseudo_labels"):
+        assert_same_labels(found.path / stage, corrected.path / stage)
+    assert len(found.read_record()["corrections"]) == 1
+
+
+def stops_at(title, whole):
+    """`Job._work` of a process that is killed at the start of a stage."""
+
+    def work(self, stage, cases=None):
+        if stage.title == title:
+            raise KeyboardInterrupt
+        whole(self, stage, cases)
+
+    return work
+
+
+def run_workflow(data, run):
+    """What the command runs, without its handling of errors."""
+    job = workflow_of(data, run.path)
+    job.initialize()
+    Job(copy.deepcopy(job.parser.get())).run()
+
+
+@pytest.mark.slow
+def test_a_rejected_scan_is_no_longer_learned_from(run, phantom_dir, tmp_path):
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    review(found.path, reject=["phantom_01"])
+    assert command(phantom_dir, found) == 0
+    assert Fused.atlases_of(found.round(0).work("fused"), "phantom_02") == ([], [])
+    record = found.read_record()
+    assert record["set_aside"]["phantom_01"] == "rejected in review" and record["rounds"] == 3
+    assert "phantom_01" not in {row["case"] for row in read_csv(found.metrics) if row["round"] == 3}
+
+
+@pytest.mark.slow
+def test_a_reviewed_test_case_is_truth_and_never_trains(run, phantom_dir, tmp_path):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    label = next((data / "labels").glob("phantom_04*")).rename(tmp_path / "phantom_04.nii.gz")
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    review(found.path, take=[label], dataset_dir=data)
+    assert command(data, found) == 0
+    assert found.rounds() == [0, 1, 2] and json.loads(found.record.read_text())["corrections"] == []
+    assert any(row["split"] == "test" for row in read_csv(found.metrics))

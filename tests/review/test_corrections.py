@@ -1,0 +1,102 @@
+"""The command ``review``: what people do with labels is taken, and what does not fit is refused and kept."""
+
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+
+from semisam_o1.cli import main
+from semisam_o1.job.review import review
+from semisam_o1.lock import lock_folder
+from semisam_o1.review.reviewed import Reviewed
+from semisam_o1.runfolder import RunFolder
+from tests.jobs import labels
+
+
+@pytest.fixture
+def mine(run, tmp_path):
+    """A finished run of the pool phantom_01 and phantom_02 that may be written to."""
+    return RunFolder(shutil.copytree(run, tmp_path / "run"))
+
+
+def entries(run):
+    return Reviewed(run.reviewed).entries()
+
+
+def truth_of(data, name, path, change=lambda array: array):
+    """The true label of a case in another file."""
+    stored = nibabel.load(data / "labels" / f"{name}.nii.gz")
+    array = change(np.asarray(stored.dataobj).copy())
+    nibabel.save(
+        nibabel.Nifti1Image(array, stored.affine, stored.header if array.shape == stored.shape else None), path
+    )
+    return path
+
+
+def test_an_accepted_label_is_kept_as_it_is(mine):
+    text, whole = review(mine.path, accept=["phantom_01"])
+    assert whole and "phantom_01" in text and "accepted" in text and "next: phantom_02" in text
+    (entry,) = entries(mine).values()
+    assert (entry.what, entry.round, entry.voxels_changed, entry.dice) == ("accepted", 2, 0, 1.0)
+    found = labels(mine.reviewed)["phantom_01.nii.gz"]
+    np.testing.assert_array_equal(found, labels(mine.pseudo_labels)["phantom_01.nii.gz"])
+
+
+def test_a_label_from_elsewhere_is_found_by_its_name_or_by_as(mine, phantom_dir, tmp_path):
+    named = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz")
+    assert main(["review", str(mine.path), "--take", str(named)]) == 0
+    other = truth_of(phantom_dir, "phantom_02", tmp_path / "mine.nii")
+    assert main(["review", str(mine.path), "--take", str(other)]) == 1  # no case of that name
+    assert main(["review", str(mine.path), "--take", str(other), "--as", "phantom_02"]) == 0
+    for name in ("phantom_01", "phantom_02"):
+        found = labels(mine.reviewed)[f"{name}.nii.gz"]
+        np.testing.assert_array_equal(found, labels(phantom_dir / "labels")[f"{name}.nii.gz"])
+        before = labels(mine.pseudo_labels)[f"{name}.nii.gz"]
+        assert entries(mine)[name].voxels_changed == (found != before).sum()
+
+
+def test_a_label_saved_in_place_is_taken(mine, phantom_dir):
+    truth_of(phantom_dir, "phantom_02", mine.pseudo_label("phantom_02"))
+    text, whole = review(mine.path)
+    assert whole and entries(mine)["phantom_02"].what == "corrected" and "1 wait for the next start" in text
+    review(mine.path)
+    assert len(list(mine.reviewed.glob("*.nii.gz"))) == 1  # taken once
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda array: array[:-1], "is refused: .*grid|is refused"),
+        (lambda array: np.where(array > 0, 9, 0).astype(array.dtype), "holds class 9"),
+        (lambda array: np.zeros_like(array), "is refused"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused_and_kept(mine, phantom_dir, tmp_path, caplog, change, said):
+    odd = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz", change)
+    kept = odd.read_bytes()
+    text, whole = review(mine.path, take=[odd], accept=["phantom_02"])
+    assert not whole and odd.read_bytes() == kept
+    assert "case phantom_01: phantom_01.nii.gz is refused" in caplog.text
+    assert list(entries(mine)) == ["phantom_02"]  # the other step was taken
+
+
+def test_a_scan_is_rejected_and_taken_back(mine):
+    text, whole = review(mine.path, reject=["phantom_02"])
+    assert whole and "rejected" in text
+    assert mine.pseudo_label("phantom_02").is_file()  # until the run goes on
+    text, whole = review(mine.path, undo=["phantom_02"])
+    assert whole and entries(mine) == {}
+
+
+def test_cases_that_are_none_of_the_pool_are_refused(mine, caplog):
+    _, whole = review(mine.path, accept=["phantom_00", "nobody"], reject=["phantom_03"], undo=["phantom_01"])
+    assert not whole and entries(mine) == {}
+    for said in ("phantom_00 is a template", "no usable case 'nobody'", "--reject phantom_03", "--undo phantom_01"):
+        assert said in caplog.text
+
+
+def test_a_run_that_is_at_work_is_left_alone(mine, capsys):
+    with lock_folder(mine.path):
+        assert main(["review", str(mine.path), "--accept", "phantom_01"]) == 2
+    assert "being worked on" in capsys.readouterr().err and not mine.reviewed.exists()
