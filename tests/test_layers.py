@@ -24,7 +24,7 @@ LAYERS = (
     {"handlers", "features", "methods"},
     {"encoders", "networks"},
     {"data"},
-    {"runfolder", "runtime", "uncertainty", "options"},
+    {"runfolder", "runtime", "uncertainty", "options", "reviewed"},
     {"tables", "neighbours", "weights"},
     {"ledger", "lock"},
     {"files", "literals", "kinds", "signals"},

@@ -20,7 +20,7 @@ from semisam_o1.job.config import Config, override
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
-from semisam_o1.review.reviewed import Reviewed
+from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.metrics import evaluate_folder
+from semisam_o1.reviewed import Reviewed
 from semisam_o1.round_0.passes import FirstPass, outside_classes
 from semisam_o1.runfolder import CANNOT_TELL, CLASS_COLUMN, RoundFolder, RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
@@ -17,9 +18,10 @@ from semisam_o1.types import Case
 
 # Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first; ``outside``
 # are those that lie outside of its field of view and are left empty; ``cannot_tell`` is why there is no predicted Dice.
+# ``reviewed`` is what a person did with the label.
 REVIEW = {
     "case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f", "low": ".4f", "high": ".4f", "class": COUNT,
-    "class_dice": ".4f", "outside": TEXT, CANNOT_TELL: TEXT,
+    "class_dice": ".4f", "outside": TEXT, CANNOT_TELL: TEXT, "reviewed": TEXT,
 }  # fmt: skip
 
 
@@ -38,8 +40,10 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], touched
 def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], class_numbers: Sequence[int] = ()) -> None:
     """Write the review list: cases in order of predicted Dice of that round's label, lowest first, then uncertainty.
 
-    Labels in doubt, of which nobody can tell the Dice, come first: they have to be looked at.
+    Labels in doubt, of which nobody can tell the Dice, come first: they have to be looked at. Those that a person gave
+    come last.
     """
+    given = {name: entry.what for name, entry in Reviewed(run.reviewed).entries().items()}
     uncertainty, quality = folder.uncertainty.read(), folder.quality.read()
     rows: list[dict] = []
     records = run.round(0).work("first")
@@ -49,6 +53,7 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], cla
             known = {name: found.get(name) for name in ("predicted_dice", "low", "high", CANNOT_TELL)}
             number, dice = worst_class(found)
             row = {"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice}
+            row["reviewed"] = given.get(case.name)
             with contextlib.suppress(OSError):  # a damaged work file, of which a finished run needs nothing else
                 share = FirstPass.load(records, case.name, "reached").reached
                 if share is not None and class_numbers:
@@ -60,7 +65,10 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], cla
 
 
 def _trust(row: Mapping[str, Any]) -> float:
-    """The predicted Dice of a row; below all others if it is in doubt, above them where no quality was estimated."""
+    """The predicted Dice of a row; below all others if it is in doubt, above them where no quality was estimated, and
+    above these if a person gave the label."""
+    if row["reviewed"]:
+        return 2.0
     if row[CANNOT_TELL]:
         return -1.0
     return 1.0 if row["predicted_dice"] is None else row["predicted_dice"]

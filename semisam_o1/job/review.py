@@ -20,7 +20,7 @@ from semisam_o1.job.claim import protect_names, recover
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.corrections import Corrections
 from semisam_o1.review.ranking import DEFAULT, REASONS, Known, known_of, order
-from semisam_o1.review.reviewed import REJECTED, Entry, Reviewed
+from semisam_o1.reviewed import REJECTED, Entry, Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError, UserError
 

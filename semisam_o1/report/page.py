@@ -7,6 +7,7 @@ and styles and loads nothing from the internet. Its text is in ``templates``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
+from semisam_o1.reviewed import CORRECTED, Reviewed
 from semisam_o1.runfolder import CANNOT_TELL, RunFolder
 from semisam_o1.tables import COUNT, TEXT, header, read_rows
 from semisam_o1.types import Case
@@ -101,7 +103,9 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         templates=[_drawn(case, case.label, cohort, "the given label", is_template=True) for case in cohort.templates],
         numbers=_numbers(rows, cohort, measures),
         cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases),
-        total=len(cohort.split(split)),
+        total=len([case for case in cohort.split(split) if case.name not in cohort.touched]),
+        given=_given(run, cohort),
+        curve=_curve(run, record, rows, measures[0], len(cohort.templates)),
         set_aside=_table(["case", "reason"], sorted(aside.items())),
         stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),
         settings=_table(["setting", "value"], [pair for pair in settings.items() if not is_path(pair[1])]),
@@ -194,6 +198,59 @@ def _chart(table: Sequence[Mapping[str, Any]], first: Measure) -> bytes:
     return png(figure)
 
 
+def _given(run: RunFolder, cohort: Cohort) -> dict[str, Any]:
+    """What people gave: a table of it, and pictures of corrected labels with the outline of the proposal; or {}."""
+    entries = Reviewed(run.reviewed).entries().values()
+    if not entries:
+        return {}
+    names = ("case", "what", "round", "voxels_changed", "dice", "when")
+    cells = [[getattr(entry, name) for name in names] for entry in entries]
+    shown = [
+        ["" if value is None else f"{value:.3f}" if isinstance(value, float) else value for value in row]
+        for row in cells
+    ]
+    head = ["case", "given", "proposal of round", "voxels changed", "Dice of the proposal", "when"]
+    drawn = []
+    for entry in entries:
+        if entry.what == CORRECTED and entry.case in cohort.touched:
+            case = replace(cohort.case(entry.case), label=run.round(entry.round or 0).final(entry.case))
+            note = f"corrected; the yellow outline is the proposal (Dice {entry.dice or 0:.3f})"
+            drawn.append(_drawn(case, cohort.touched[entry.case], cohort, note))
+    return {"table": _table(head, shown, right=(2, 3, 4)), "pictures": drawn}
+
+
+def _curve(
+    run: RunFolder, record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], first: Measure, templates: int
+) -> _Table | None:
+    """How good labels are that nobody touched, by the number of labelled scans; None before the first correction."""
+    corrections = record.get("corrections", [])
+    if not corrections:
+        return None
+    last = int(record.get("best_round", 0))
+    labelled = {0: templates}
+    for batch in corrections:
+        labelled[int(batch["after_round"])] = templates + len(batch["labels"])
+    steps, ends = sorted(labelled), []
+    lines = []
+    for place, after in enumerate(steps):
+        end = steps[place + 1] if place + 1 < len(steps) else last
+        if end in ends and place + 1 < len(steps):
+            continue
+        ends.append(end)
+        predicted = [row["predicted_dice"] for row in run.round(end).quality.read().values()]
+        known = [value for value in predicted if value is not None]
+        true = [
+            row[first.name]
+            for row in rows
+            if row["split"] == "pool" and row["round"] == end and row["class"] == "mean" and row["stage"] in STAGES[1:]
+        ]
+        means = [f"{np.mean(values):.3f}" if values else "" for values in (known, true)]
+        lines.append([labelled[after], end, *means])
+    return _table(
+        ["labelled scans", "round", "mean predicted Dice", f"{first.title}, where known"], lines, right=(0, 1, 2, 3)
+    )
+
+
 def _drawn_cases(
     run: RunFolder, cohort: Cohort, split: str, rows: Iterable[Mapping[str, Any]], first: Measure, max_cases: int
 ) -> list[_Drawn]:
@@ -210,7 +267,8 @@ def _drawn_cases(
             place = (row["round"], STAGES.index(row["stage"]), row[first.name])
             scores.setdefault(row["case"], []).append(place)
     drawn = []
-    for case in sorted(cohort.split(split), key=lambda case: rank.get(case.name, len(rank)))[:max_cases]:
+    cases = [case for case in cohort.split(split) if case.name not in cohort.touched]
+    for case in sorted(cases, key=lambda case: rank.get(case.name, len(rank)))[:max_cases]:
         notes = []
         if steps := sorted(scores.get(case.name, [])):
             notes.append(f"{first.title} {first.text(steps[-1][2])}")

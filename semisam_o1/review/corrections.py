@@ -23,7 +23,7 @@ from semisam_o1.data.folders import match
 from semisam_o1.files import PARTIAL, checksum
 from semisam_o1.ledger import State
 from semisam_o1.report.overlap import mean_dice
-from semisam_o1.review.reviewed import ACCEPTED, CORRECTED, OUTLINED, REJECTED, Entry, Reviewed
+from semisam_o1.reviewed import ACCEPTED, CORRECTED, OUTLINED, REJECTED, Entry, Reviewed
 from semisam_o1.runfolder import SUFFIX, RunFolder
 from semisam_o1.types import Case, DatasetError
 

@@ -9,7 +9,7 @@ import pytest
 from semisam_o1.cli import main
 from semisam_o1.job.review import review
 from semisam_o1.lock import lock_folder
-from semisam_o1.review.reviewed import Reviewed
+from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from tests.jobs import labels
 

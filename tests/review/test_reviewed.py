@@ -5,7 +5,7 @@ import random
 import pytest
 
 from semisam_o1.files import checksum
-from semisam_o1.review.reviewed import ACCEPTED, CORRECTED, REJECTED, Entry, Reviewed
+from semisam_o1.reviewed import ACCEPTED, CORRECTED, REJECTED, Entry, Reviewed
 from semisam_o1.types import UserError
 
 
