@@ -21,7 +21,6 @@ LAYOUT = 3  # of a run folder; folders with another layout are rejected
 CALIBRATION = "calibration.json"  # in round 0's work files
 VOTE = "vote.json"  # in round 0's work files: whether the vote near borders is dropped
 OUTLINES = "outlines.json"  # and what was learned of how people outline
-FUSION = "fusion.json"  # and what labelled scans count in label fusion
 SUFFIX = ".nii.gz"  # of every label and map that a run writes
 # What run.json and progress.json hold: the type of each entry, and of what is in it if it is given.
 RECORD: dict[str, tuple[type, ...]] = {
@@ -167,7 +166,7 @@ class RoundFolder:
             for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
                 remove(path)
         remove(self.work("copies").folder)
-        choices = [self.work("first").folder / name for name in (VOTE, FUSION, OUTLINES)]
+        choices = [self.work("first").folder / name for name in (VOTE, OUTLINES)]
         for path in [
             self.model,
             self.training_state,

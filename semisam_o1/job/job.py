@@ -206,11 +206,11 @@ class Job:
     def _propagate_anew(self) -> None:
         """Propagate from scratch: existing results may come from other features."""
         remove(self.run_folder.round(0).work("").folder)
-        for stage in ROUND_0[1:4]:
+        for stage in ROUND_0[1:3]:
             self._work(stage)
 
     def _judge_round_0(self) -> None:
-        for stage in ROUND_0[4:]:
+        for stage in ROUND_0[3:]:
             self._work(stage)
 
     def _stopwatch(self, title: str, round: int = 0) -> Stopwatch:

@@ -107,7 +107,7 @@ def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
 
 
 def copies(job: Job, round: int, cases: Cases = None) -> None:
-    """Make and label copies of the template, which weigh label fusion and calibrate the quality estimate."""
+    """Make and label copies of the template, which calibrate the quality estimate."""
     count, encoder = int(job.config.setting("template_copies")), job.config.build("store").encoder
     if encoder.patch_size > 1:
         log.info("no copies of the template: the encoder's tokens are coarser than voxels, usual factors serve")
@@ -299,12 +299,12 @@ ROUND_0 = (
         ("propagation#first_pass", "cohort", "seed"),
     ),
     Stage(
-        "propagation/copies", "copies of the template", copies, lacking_copies,
-        ("propagation#copies", "template_copies"), wanted="quality_estimate",
-    ),
-    Stage(
         FUSION, "label fusion", label_fusion, lacking_labels,
         ("propagation#label_fusion",), wanted="label_fusion",
+    ),
+    Stage(
+        "propagation/copies", "copies of the template", copies, lacking_copies,
+        ("propagation#copies", "template_copies"), wanted="quality_estimate",
     ),
     Stage(
         "propagation/quality", "round 0: quality", quality, lacking_quality,

@@ -6,7 +6,6 @@ this alignment. The errors of single propagations differ between atlases, so fus
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,17 +60,16 @@ def carried_from(
 Carried = tuple[Probabilities, torch.Tensor]  # a label on the scan, and the descriptor distance; see `carried_from`
 
 
-def fuse(labelled: Sequence[Carried], pool: Sequence[Carried], straight: float = STRAIGHT) -> Probabilities:
+def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
     """Labels fused on a scan: (num_classes, H', W', D').
 
     A label has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
-    tokens. One that comes straight from a labelled scan has ``straight`` times the weight of one that comes by way of
-    another scan of the pool; those count for nothing if it is infinite.
+    tokens. One that comes straight from a labelled scan has `STRAIGHT` times the weight of one that comes by way of
+    another scan of the pool.
     """
-    pool = [] if math.isinf(straight) else pool
     mismatches = torch.stack([mismatch for _, mismatch in (*labelled, *pool)])[:, None]
     local = F.avg_pool3d(F.pad(mismatches, (2,) * 6, mode="replicate"), 5, 1)[:, 0]
     weights = torch.exp(-SHARPNESS * local / local.mean().clamp(min=1e-12))
-    weights[: len(labelled)] *= straight if pool else 1
+    weights[: len(labelled)] *= STRAIGHT
     labels = torch.stack([label for label, _ in (*labelled, *pool)])
     return torch.einsum("nhwd,nchwd->chwd", weights, labels) / weights.sum(0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +22,6 @@ from semisam_o1.round_0.label_fusion import LabelFusion, Scan
 from semisam_o1.round_0.passes import FirstPass, dropped_vote
 from semisam_o1.types import Affine, Probabilities
 
-WEIGHTS = (2.0, 4.0, 8.0, math.inf)  # of labelled scans in label fusion; infinite: no labels by way of the pool
-
 
 class Plan(NamedTuple):
     """A copy to make: its ``name``, and the scans ``one`` and ``other`` that it is made from, see `make_copy`."""
@@ -35,15 +32,11 @@ class Plan(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it.
-
-    by_weight: the probabilities for each of `WEIGHTS`, what a label straight from a labelled scan counts.
-    """
+    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it."""
 
     copy: Copy
     affine: Affine
     probabilities: Probabilities
-    by_weight: Mapping[str, Probabilities]
 
 
 def plans(records: WorkFiles, names: Sequence[str], copies: int) -> list[Plan]:
@@ -95,9 +88,9 @@ class CopyMaker:
         if self.fusion is not None and result.maps:
             descriptor = F.normalize(tokens.mean((1, 2, 3)), dim=0).numpy()
             scan = Scan(tokens, step, descriptor, template.name, result.maps[0], result.points, probabilities)
-            if (fused := self.fusion(scan, {plan.one, plan.other}, WEIGHTS)) is not None:
-                return Labelled(copy, affine, fused.probabilities, fused.by_weight)
-        return Labelled(copy, affine, probabilities, {})
+            if (fused := self.fusion(scan, {plan.one, plan.other})) is not None:
+                probabilities = fused.probabilities
+        return Labelled(copy, affine, probabilities)
 
     def _aligned(self, name: str, template: str) -> tuple[Aligned, Affine]:
         """A scan aligned to a template, and the affine of its grid.

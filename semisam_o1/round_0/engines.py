@@ -23,16 +23,15 @@ from semisam_o1.data.grids import slabs, to_grid
 from semisam_o1.errors import of_the_machine
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.files import WorkFiles, atomic_write, read_json, remove, write_json
-from semisam_o1.report.overlap import soft_dice
 from semisam_o1.round_0.calibration import Calibration, calibrate
 from semisam_o1.round_0.copy_maker import CopyMaker, Plan
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
 from semisam_o1.round_0.outlines import Outlined, Outlines, applied, border_shift_mm, learn
-from semisam_o1.round_0.passes import FirstPass, left_out, outside_classes, settle_straight, settle_vote
+from semisam_o1.round_0.passes import FirstPass, left_out, outside_classes, settle_vote
 from semisam_o1.round_0.propagation import aligns_through_one, emptied
-from semisam_o1.round_0.quality import Evidence, hard
-from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence, labelled_evidence, one_hot
+from semisam_o1.round_0.quality import Evidence
+from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence, labelled_evidence
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import consistency, save_way_back
 from semisam_o1.runfolder import OUTLINES, RoundFolder, RunFolder
@@ -269,8 +268,7 @@ def copies_engine(
     """Make and label copies of the templates; runs over `Plan`, see `CopyMaker`. A copy that was made is skipped.
 
     Each leaves an image for the networks of later rounds, and work files with the true class of each voxel and the
-    probabilities of round 0. Then it is settled what labelled scans count in label fusion, see `settle_straight`.
-    ``atlases``, ``labelled_atlases``: see `label_fusion_engine`, if ``label_fusion``.
+    probabilities of round 0. ``atlases``, ``labelled_atlases``: see `label_fusion_engine`, if ``label_fusion``.
     """
     folder = RunFolder(output_dir).round(0)
     records, made = folder.work("first"), folder.work("copies")
@@ -293,33 +291,14 @@ def copies_engine(
             return
         with atomic_write(folder.copy(plan.name)) as aside:
             nibabel.save(nibabel.Nifti1Image(found.copy.image[0].numpy(), found.affine), aside)
-        truth, labels = found.copy.label.argmax(0).to(torch.int16), found.by_weight or {"": found.probabilities}
-        made.save(plan.name, {f"by_weight/{weight}": p for weight, p in labels.items()}, {"truth": truth})
+        truth = found.copy.label.argmax(0).to(torch.int16)
+        made.save(plan.name, {"probabilities": found.probabilities}, {"truth": truth})
 
     engine = Engine(step)
-
-    @engine.on(Events.COMPLETED)
-    def settle(engine: Engine) -> None:
-        names = [name for name in made.names() if made.has(name, "by_weight")]
-        weight = settle_straight(records, [d for name in names if len(d := dice_by_weight(made, name)) > 1])
-        log.info("label fusion: a label straight from a labelled scan counts %g times", weight)
-        for name in names:
-            (truth,), found = made.load(name, ["truth"]), made.groups(name, "by_weight")
-            chosen = str(weight) if str(weight) in found else found[0]
-            made.save(name, {"probabilities": made.load(name, [f"by_weight/{chosen}"])[0]}, {"truth": truth})
 
     for handler in handlers:
         handler.attach(engine)
     return engine
-
-
-def dice_by_weight(made: WorkFiles, name: str) -> dict[str, float]:
-    """The true Dice of the label of a copy for each weight of labelled scans in label fusion."""
-    (truth,), found = made.load(name, ["truth"]), {}
-    for weight in made.groups(name, "by_weight"):
-        label = hard(made.load(name, [f"by_weight/{weight}"])[0])
-        found[weight] = soft_dice(label, one_hot(truth, len(label)))
-    return found
 
 
 def quality_engine(

@@ -18,7 +18,7 @@ from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, principal, sample
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
-from semisam_o1.round_0.passes import FirstPass, Fused, straight_weight
+from semisam_o1.round_0.passes import FirstPass, Fused
 from semisam_o1.round_0.templates import reference
 from semisam_o1.types import Case, Probabilities, Tokens
 
@@ -110,12 +110,8 @@ class LabelFusion:
         distances = torch.cat([near, far])
         return Chosen(given, chosen, float(distances.mean()) if len(distances) else float("nan"))
 
-    def __call__(self, scan: Scan, without: Collection[str] = (), weights: Collection[float] = ()) -> Fused | None:
-        """The fused label of ``scan``; None if there is no atlas.
-
-        Args:
-            without: names that may not be atlases. weights: of labelled scans, for which labels are asked for too.
-        """
+    def __call__(self, scan: Scan, without: Collection[str] = ()) -> Fused | None:
+        """The fused label of ``scan``; None if there is no atlas. ``without``: names that may not be atlases."""
         chosen = self.choose(scan, without)
         if not chosen.labelled and not chosen.pool:
             return None
@@ -127,10 +123,8 @@ class LabelFusion:
             atlases = (self._atlas(name, scan.template) for name in names)
             return [carried_from(one, tokens, scan.to_template, scan.step_mm, self.iterations) for one in atlases]
 
-        straight, by_pool = [own, *carried(chosen.labelled)], carried(chosen.pool)
-        fused = fuse(straight, by_pool, straight_weight(self.records))
-        others = {str(weight): fuse(straight, by_pool, weight) for weight in weights}
-        return Fused(fused, chosen.pool, chosen.dissimilarity, chosen.labelled, others)
+        fused = fuse([own, *carried(chosen.labelled)], carried(chosen.pool))
+        return Fused(fused, chosen.pool, chosen.dissimilarity, chosen.labelled)
 
     def _atlas(self, name: str, template: str) -> Atlas:
         first = FirstPass.load(self.records, name, "frame", "probabilities")

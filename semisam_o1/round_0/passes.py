@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,7 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.files import WorkFiles, read_json, write_json
 from semisam_o1.round_0.alignment import AffineMap
-from semisam_o1.round_0.atlases import STRAIGHT
-from semisam_o1.runfolder import FUSION, VOTE
+from semisam_o1.runfolder import VOTE
 from semisam_o1.types import Case, Probabilities, Tokens
 
 PROBABILITIES = "probabilities"
@@ -100,24 +98,6 @@ def dropped_vote(folder: WorkFiles) -> bool | None:
     return bool(read_json(path).get("dropped")) if path.is_file() else None
 
 
-def straight_weight(folder: WorkFiles) -> float:
-    """What a label that comes straight from a labelled scan counts in label fusion, see `atlases.fuse`."""
-    path = folder.folder / FUSION
-    return float(read_json(path)["straight"]) if path.is_file() else STRAIGHT
-
-
-def settle_straight(folder: WorkFiles, dice: Sequence[Mapping[str, float]]) -> float:
-    """Decide once what a label straight from a labelled scan counts: the weight with the best labels of copies.
-
-    ``dice``: of each copy of the template, weight -> true Dice of its label.
-    """
-    if dice and not (folder.folder / FUSION).is_file():
-        means = {weight: sum(one[weight] for one in dice) / len(dice) for weight in dice[0]}
-        best = max(means, key=lambda weight: means[weight])
-        write_json(folder.folder / FUSION, {"straight": best, "mean_dice_of_copies": means})
-    return straight_weight(folder)
-
-
 def settle_vote(folder: WorkFiles, names: Iterable[str]) -> bool:
     """Decide once for the pool whether the vote near borders is dropped; returns that.
 
@@ -137,14 +117,12 @@ class Fused(NamedTuple):
 
     probabilities: (num_classes, H', W', D') on its tokens. atlases: names of scans of the pool. dissimilarity: mean
     descriptor distance of all atlases to the scan. labelled: names of labelled scans that are atlases too.
-    by_weight: the probabilities for other weights of labelled scans, if they were asked for. They are not stored.
     """
 
     probabilities: Probabilities
     atlases: list[str]
     dissimilarity: float
     labelled: list[str]
-    by_weight: Mapping[str, Probabilities] = MappingProxyType({})
 
     def save(self, folder: WorkFiles, name: str) -> None:
         small: dict[str, Any] = {key: found for key in ("atlases", "labelled") if (found := getattr(self, key))}
