@@ -58,8 +58,12 @@ test: setup  ## every test; PYTEST_ARGS="-m 'not slow'" leaves the long ones out
 fuzz: setup  ## bad inputs and faults with new seeds, for FUZZ_SECONDS (300)
 	$(BIN)/python -m tests.hostile.fuzz --seconds $(FUZZ_SECONDS)
 
-demo: setup  ## the whole job on a small phantom cohort, made in demo/data; results in demo/run
+demo: setup  ## the whole job on a small phantom cohort, and one correction, in demo/data and demo/run
 	$(BIN)/semisam-o1 demo-data demo/data
+	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
+	@echo "A person mends the label of the scan that review names; here, the truth stands for the person."
+	next=$$($(BIN)/semisam-o1 review demo/run | tee /dev/stderr | sed -n 's/.*; next: \([^ ]*\) .*/\1/p') && \
+	    $(BIN)/semisam-o1 review demo/run --take "demo/data/labels/$$next.nii.gz"
 	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
 
 bench: setup  ## the benchmarks, with their rivals (ANTs, convexAdam)

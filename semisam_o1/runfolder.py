@@ -42,6 +42,7 @@ QUALITY = (
     "nonpositive_jacobian",
     "roughness",
 )
+ODD = "odd"  # column of both: classes with a volume or a place that no other scan of the pool has
 CANNOT_TELL = "cannot_tell"  # column of quality.csv and review.csv: why a label has no predicted Dice
 CLASS_COLUMN = "predicted_dice_"  # then the number of the class
 
@@ -124,7 +125,7 @@ class RoundFolder:
             dict.fromkeys(QUALITY, ".4f"),
             order=lambda row: (*doubted_first(row[1].get("predicted_dice")), row[0]),
             more=(CLASS_COLUMN, ".4f"),
-            later={CANNOT_TELL: TEXT},
+            later={CANNOT_TELL: TEXT, ODD: TEXT},
         )
         self.uncertainty = uncertainty_table(self.path)
 

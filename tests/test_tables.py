@@ -39,20 +39,21 @@ def test_the_list_for_review_takes_any_name(tmp_path):
     values = {"a, b": 0.5, "=c": 0.4}
     judged = {name: Quality(dice, 0, 1, 1, 1, 0, 0, 0, 0, (0.9, dice)) for name, dice in values.items()}
     judged["e"] = judged["a, b"]._replace(doubt="-unlike")
+    judged["=c"] = judged["=c"]._replace(odd={0: "0.5 times its usual volume"})
     folder.quality.write({name: found.row([0, 2, 5]) for name, found in judged.items()})
     assert list(folder.quality.read()) == ["e", "=c", "a, b"]
     write_review(folder, run, cases)
     assert run.review.read_text().splitlines() == [
-        "case,uncertainty,predicted_dice,low,high,class,class_dice,outside,cannot_tell",
-        "e,0.100000,,,,,,,'-unlike",
-        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000,,",
-        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000,,',
-        "d,0.100000,,,,,,,",
+        "case,uncertainty,predicted_dice,low,high,class,class_dice,outside,odd,cannot_tell,reviewed",
+        "e,0.100000,,,,,,,,'-unlike,",
+        "'=c,0.100000,0.4000,0.0000,1.0000,5,0.4000,,2: 0.5 times its usual volume,,",
+        '"a, b",0.100000,0.5000,0.0000,1.0000,5,0.5000,,,,',
+        "d,0.100000,,,,,,,,,",
     ]  # fmt: skip
 
 
 def test_the_columns_of_quality_are_those_of_the_estimate():
-    assert Quality._fields == (*QUALITY, "classes", "doubt")
+    assert Quality._fields == (*QUALITY, "classes", "doubt", "odd")
 
 
 def test_a_table_of_quality_from_before_there_was_doubt_is_read(tmp_path):

@@ -21,7 +21,8 @@ from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_n
 from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.job.update import learn, take_in
 from semisam_o1.lock import lock_folder
-from semisam_o1.report.metrics import summary_text, write_csv
+from semisam_o1.report.curve import curve, curve_text
+from semisam_o1.report.metrics import MEASURES, summary_text, write_csv
 from semisam_o1.report.page import write_report
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
@@ -152,6 +153,8 @@ class Job:
         write_report(run.path, self.cohort)
         if rows:
             log.info("\n%s", summary_text(rows, self.config.setting("metric_definition")))
+        if steps := curve(run, run.read_record(), rows, MEASURES["mm"][0].name):
+            log.info("%s", curve_text(steps))
         self._tell_of_labels()
         log.info("labels: %s", run.pseudo_labels)
         log.info("report: %s", run.report)

@@ -12,16 +12,17 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.metrics import evaluate_folder
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.round_0.passes import FirstPass, outside_classes
-from semisam_o1.runfolder import CANNOT_TELL, CLASS_COLUMN, RoundFolder, RunFolder
+from semisam_o1.runfolder import CANNOT_TELL, CLASS_COLUMN, ODD, RoundFolder, RunFolder
 from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case
 
 # Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first; ``outside``
 # are those that lie outside of its field of view and are left empty; ``cannot_tell`` is why there is no predicted Dice.
+# ``odd`` are classes with a volume or a place that no other scan has.
 # ``reviewed`` is what a person did with the label.
 REVIEW = {
     "case": TEXT, "uncertainty": ".6f", "predicted_dice": ".4f", "low": ".4f", "high": ".4f", "class": COUNT,
-    "class_dice": ".4f", "outside": TEXT, CANNOT_TELL: TEXT, "reviewed": TEXT,
+    "class_dice": ".4f", "outside": TEXT, ODD: TEXT, CANNOT_TELL: TEXT, "reviewed": TEXT,
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def write_review(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], cla
     for case in cases:
         if case.name in uncertainty:
             found = quality.get(case.name, {})
-            known = {name: found.get(name) for name in ("predicted_dice", "low", "high", CANNOT_TELL)}
+            known = {name: found.get(name) for name in ("predicted_dice", "low", "high", ODD, CANNOT_TELL)}
             number, dice = worst_class(found)
             row = {"case": case.name, **uncertainty[case.name], **known, "class": number, "class_dice": dice}
             row["reviewed"] = given.get(case.name)

@@ -25,6 +25,7 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError, UserError
 
 log = logging.getLogger("semisam_o1")
+NEXT = "next: "  # before the name of the scan to look at next
 READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
 OPENED = ("need_pool", "binary_label", "channel", "find_no_data")  # settings of `open_cohort` that a run keeps
 
@@ -133,7 +134,7 @@ def table(run: RunFolder, cohort: Cohort, entries: dict[str, Entry], strategy: s
         shown = "cannot tell" if dice is None else f"{dice:.3f}"
         lines.append(f"{name[:28]:28} {'untouched':10} {shown:>14}  {reason}")
     counts = f"{len(entries)} of {len(cohort.pool) + len(rejected)} scans reviewed"
-    following = f"; next: {ranked[0][0]} ({REASONS[strategy]})" if ranked else ""
+    following = f"; {NEXT}{ranked[0][0]} ({REASONS[strategy]})" if ranked else ""
     news = sum(_is_new(record, entry) for entry in entries.values())
     wait = f"; {news} wait for the next start of the run" if news else ""
     return "\n".join([*lines, "", counts + following + wait])

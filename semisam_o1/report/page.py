@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
+from semisam_o1.report.curve import curve
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
 from semisam_o1.reviewed import CORRECTED, Reviewed
-from semisam_o1.runfolder import CANNOT_TELL, RunFolder
+from semisam_o1.runfolder import CANNOT_TELL, ODD, RunFolder
 from semisam_o1.tables import COUNT, TEXT, header, read_rows
 from semisam_o1.types import Case
 
@@ -105,7 +106,7 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases),
         total=len([case for case in cohort.split(split) if case.name not in cohort.touched]),
         given=_given(run, cohort),
-        curve=_curve(run, record, rows, measures[0], len(cohort.templates)),
+        curve=_curve(run, record, rows, measures[0]),
         set_aside=_table(["case", "reason"], sorted(aside.items())),
         stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),
         settings=_table(["setting", "value"], [pair for pair in settings.items() if not is_path(pair[1])]),
@@ -220,35 +221,15 @@ def _given(run: RunFolder, cohort: Cohort) -> dict[str, Any]:
 
 
 def _curve(
-    run: RunFolder, record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], first: Measure, templates: int
+    run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Measure
 ) -> _Table | None:
-    """How good labels are that nobody touched, by the number of labelled scans; None before the first correction."""
-    corrections = record.get("corrections", [])
-    if not corrections:
-        return None
-    last = int(record.get("best_round", 0))
-    labelled = {0: templates}
-    for batch in corrections:
-        labelled[int(batch["after_round"])] = templates + len(batch["labels"])
-    steps, ends = sorted(labelled), []
-    lines = []
-    for place, after in enumerate(steps):
-        end = steps[place + 1] if place + 1 < len(steps) else last
-        if end in ends and place + 1 < len(steps):
-            continue
-        ends.append(end)
-        predicted = [row["predicted_dice"] for row in run.round(end).quality.read().values()]
-        known = [value for value in predicted if value is not None]
-        true = [
-            row[first.name]
-            for row in rows
-            if row["split"] == "pool" and row["round"] == end and row["class"] == "mean" and row["stage"] in STAGES[1:]
-        ]
-        means = [f"{np.mean(values):.3f}" if values else "" for values in (known, true)]
-        lines.append([labelled[after], end, *means])
-    return _table(
-        ["labelled scans", "round", "mean predicted Dice", f"{first.title}, where known"], lines, right=(0, 1, 2, 3)
-    )
+    """`curve` as a table; None before the first correction."""
+    lines = [
+        [step.labelled, step.round, *("" if v is None else f"{v:.3f}" for v in (step.predicted, step.true))]
+        for step in curve(run, record, rows, first.name)
+    ]
+    head = ["labelled scans", "round", "mean predicted Dice", f"{first.title}, where known"]
+    return _table(head, lines, right=range(4)) if lines else None
 
 
 def _drawn_cases(
@@ -278,6 +259,8 @@ def _drawn_cases(
         notes += [f"{text} {known[name]:.3g}" for name, text in NOTES.items() if known.get(name) is not None]
         if doubt := known.get(CANNOT_TELL):
             notes.append(f"cannot tell how good it is: {doubt}")
+        if odd := known.get(ODD):
+            notes.append(f"odd: class {odd}")
         if cohort.num_classes > 2 and known.get("class") is not None and known.get("class_dice") is not None:
             name = cohort.classes.get(known["class"], f"class {known['class']}")
             notes.append(f"lowest for {name} ({known['class_dice']:.3g})")

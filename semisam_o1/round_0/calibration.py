@@ -19,7 +19,27 @@ BACK_POWER, UNLIKE_POWER = 0.3, 0.3  # of the two measures relative to the pool
 MODIFIED = (0.5, 2.0)  # the limits of their product
 SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
 FOUR_IN_FIVE = 1.28  # standard deviations
+ODD_DEVIATIONS = 4  # of the pool; a class beyond them, and beyond the limits below, is odd
+ODD_VOLUME, ODD_SHIFT = np.log(1.5), 0.4  # logarithm of a factor; radii of the class
+LEAST_VOLUME, LEAST_SHIFT = 0.1, 0.1  # least deviation over a pool
 FAR = 1.5  # times the median distance of the pool: plain scans reach 1.31, pure noise and half a scan 1.54 to 2.4
+
+
+class Scatter(NamedTuple):
+    """Of a measure over a pool: the ``median`` and the robust standard deviation of each class, (classes,) each."""
+
+    median: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, values: Sequence[np.ndarray], least: float) -> Scatter | None:
+        """The scatter of ``values``, (classes,) each; a ``least`` deviation, as a few scans may be alike by chance."""
+        if not values:
+            return None
+        finite = [np.where(np.isfinite(one), one, np.nan) for one in values]
+        median = _medians(np.stack(finite))
+        deviation = 1.48 * _medians(np.abs(np.stack(finite) - median))
+        return cls(median, np.maximum(np.nan_to_num(deviation), least))
 
 
 class Calibration(NamedTuple):
@@ -27,7 +47,8 @@ class Calibration(NamedTuple):
 
     factor: (classes,), true error over expected error. spread: standard deviation of its logarithm over labels.
     reverse_consistency: (classes,), the median of the pool. dissimilarity, back_residual: the medians of the pool; the
-    second is NaN in files of earlier versions.
+    second is NaN in files of earlier versions. volume, shift: of each class over the pool, see `Evidence`; None in
+    files of earlier versions.
     """
 
     factor: np.ndarray
@@ -35,17 +56,22 @@ class Calibration(NamedTuple):
     reverse_consistency: np.ndarray
     dissimilarity: float
     back_residual: float = math.nan
+    volume: Scatter | None = None
+    shift: Scatter | None = None
 
     def content(self) -> dict[str, Any]:
         """As plain values, for a JSON file."""
-        return {
-            key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in self._asdict().items()
-        }
+        return {key: _plain(value) for key, value in self._asdict().items()}
 
     @classmethod
     def of_content(cls, content: dict[str, Any]) -> Calibration:
         arrays = {key: np.array(content[key], float) for key in ("factor", "reverse_consistency")}
-        return cls(**{**content, **arrays})
+        scatters = {
+            key: Scatter(*(np.array(part, float) for part in content[key]))
+            for key in ("volume", "shift")
+            if content.get(key) is not None
+        }
+        return cls(**{**content, **arrays, **scatters})
 
     def predict(self, found: Evidence) -> Quality:
         """The quality of a label."""
@@ -66,7 +92,24 @@ class Calibration(NamedTuple):
             found.roughness,
             tuple(float(value) for value in dice),
             self._doubt(found),
+            self._odd(found),
         )
+
+    def _odd(self, found: Evidence) -> dict[int, str]:
+        """The classes with a volume or a place, against the template, that no other scan of the pool has, in words.
+
+        Such a class is often another structure that looks alike, or a part of it.
+        """
+        odd: dict[int, str] = {}
+        if self.volume is None or self.shift is None or found.volume is None or found.shift is None:
+            return odd
+        for index, (volume, shift) in enumerate(zip(found.volume, found.shift)):
+            usual, far = volume - self.volume.median[index], shift - self.shift.median[index]
+            if abs(usual) > max(ODD_DEVIATIONS * self.volume.deviation[index], ODD_VOLUME):
+                odd[index] = f"{np.exp(usual):.2g} times its usual volume"
+            elif far > max(ODD_DEVIATIONS * self.shift.deviation[index], ODD_SHIFT):
+                odd[index] = f"{shift:.2g} of its radius from its place"
+        return odd
 
     def _doubt(self, found: Evidence) -> str:
         """Why the evidence does not tell how good a label is, in words; "" if it does.
@@ -119,8 +162,19 @@ def calibrate(
             scatter = np.nanmean(logs - found, axis=1)
             spread = max(USUAL_SPREAD, float(np.median(np.abs(scatter)) * 1.48))
     back = _medians(np.stack([one.reverse_consistency for one in pool]))
-    distances = (float(np.median([getattr(one, name) for one in pool])) for name in ("dissimilarity", "back_residual"))
-    return Calibration(np.exp(factor), spread, back, *distances)
+    distance, residual = (
+        float(np.median([getattr(one, name) for one in pool])) for name in ("dissimilarity", "back_residual")
+    )
+    volume = Scatter.of([one.volume for one in pool if one.volume is not None], LEAST_VOLUME)
+    shift = Scatter.of([one.shift for one in pool if one.shift is not None], LEAST_SHIFT)
+    return Calibration(np.exp(factor), spread, back, distance, residual, volume, shift)
+
+
+def _plain(value: Any) -> Any:
+    """A value for a JSON file."""
+    if isinstance(value, Scatter):
+        return [_plain(part) for part in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _medians(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ reverse consistency (the label, warped back to the template by an independent al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from semisam_o1.report.overlap import soft_dice, soft_dices
 from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, deform, principal, register
 from semisam_o1.round_0.propagation import Reference, sample_label
-from semisam_o1.runfolder import CANNOT_TELL, class_column
+from semisam_o1.runfolder import CANNOT_TELL, ODD, class_column
 from semisam_o1.types import Probabilities, Tokens
 
 ITERATIONS = (40, 30, 15)  # of the reverse displacement
@@ -35,7 +36,8 @@ class Quality(NamedTuple):
     from. back_residual: descriptor distance after the reverse alignment. nonpositive_jacobian: share of the template's
     label where the reverse map folds (its Jacobian determinant is not positive). roughness: surface over volume, per
     token. classes: the predicted Dice of each foreground class; NaN for one that neither label nor template has. doubt:
-    why nobody can tell how good the label is, in a few words; "" if the predicted Dice counts.
+    why nobody can tell how good the label is, in a few words; "" if the predicted Dice counts. odd: class -> what is
+    odd about its volume or its place against the pool, by its index among the foreground classes.
     """
 
     predicted_dice: float
@@ -49,22 +51,28 @@ class Quality(NamedTuple):
     roughness: float
     classes: tuple[float, ...] = ()
     doubt: str = ""
+    odd: Mapping[int, str] = MappingProxyType({})
 
     def row(self, class_numbers: Sequence[int]) -> dict[str, Any]:
         """The row of quality.csv: None where a number is not known, and in place of each predicted Dice in doubt."""
         dice = {"predicted_dice": self.predicted_dice, "low": self.low, "high": self.high}
         dice |= {class_column(number): value for number, value in zip(class_numbers[1:], self.classes)}
-        others = {name: value for name, value in self._asdict().items() if name not in (*dice, "classes", "doubt")}
+        others = {
+            name: value for name, value in self._asdict().items() if name not in (*dice, "classes", "doubt", "odd")
+        }
         found = others | (dict.fromkeys(dice, math.nan) if self.doubt else dice)
         known = {name: None if math.isnan(value) else value for name, value in found.items()}
-        return known | {CANNOT_TELL: self.doubt or None}
+        odd = "; ".join(f"{class_numbers[1 + index]}: {text}" for index, text in self.odd.items())
+        return known | {CANNOT_TELL: self.doubt or None, ODD: odd or None}
 
 
 class Evidence(NamedTuple):
     """What is known of a label: for each foreground class (classes,) and for the scan.
 
     agreement: soft Dice with the probabilities of round 0. reverse_consistency: see `Quality`. Both NaN for a class
-    that is nowhere. The others: see `Quality`.
+    that is nowhere. volume: logarithm of its volume over that of the template's class, after the way back to the
+    template; -inf if nothing is left. shift: distance of its centre from the template's, in radii of the class; NaN if
+    nothing is left. The others: see `Quality`.
     """
 
     agreement: np.ndarray
@@ -73,6 +81,8 @@ class Evidence(NamedTuple):
     back_residual: float
     nonpositive_jacobian: float
     roughness: float
+    volume: np.ndarray | None = None
+    shift: np.ndarray | None = None
 
 
 class WayBack(NamedTuple):
@@ -157,4 +167,22 @@ def evidence(
         back.residual,
         nonpositive_jacobian(back.points, 1 - template.label[0]),
         roughness(label),
+        *shape_of_classes(warped, template.label),
     )
+
+
+def shape_of_classes(warped: Probabilities, label: Probabilities) -> tuple[np.ndarray, np.ndarray]:
+    """``volume`` and ``shift`` of `Evidence` of a label that is ``warped`` to the template, whose own is ``label``."""
+    volumes, centres = zip(*(_volume_and_centre(one) for one in (warped, label)))
+    radius = (3 * volumes[1] / (4 * math.pi)).clamp(min=1e-6) ** (1 / 3)
+    shift = (centres[0] - centres[1]).norm(dim=1) / radius
+    ratio = volumes[0] / volumes[1].clamp(min=1e-6)
+    return ratio.log().numpy(), torch.where(volumes[0] > 0, shift, torch.nan).numpy()
+
+
+def _volume_and_centre(label: Probabilities) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each foreground class: its volume in tokens, (classes,), and its centre in tokens, (classes, 3)."""
+    places = centred_points(label.shape[1:], 1.0).reshape(-1, 3)
+    weights = label[1:].flatten(1)
+    volumes = weights.sum(1)
+    return volumes, weights @ places / volumes[:, None].clamp(min=1e-6)

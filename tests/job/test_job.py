@@ -53,7 +53,8 @@ def test_tables(run):
     }  # fmt: skip
     review = list(csv.DictReader((run / "review.csv").open()))
     assert [list(row) for row in review] == [
-        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice", "outside", "cannot_tell"]
+        ["case", "uncertainty", "predicted_dice", "low", "high", "class", "class_dice"]
+        + ["outside", "odd", "cannot_tell", "reviewed"]
     ] * 2
     assert not any(row["cannot_tell"] for row in review)
     assert 0 <= float(review[0]["predicted_dice"]) <= float(review[1]["predicted_dice"]) <= 1

@@ -13,7 +13,15 @@ from semisam_o1.round_0 import engines
 from semisam_o1.round_0.alignment import centred_points
 from semisam_o1.round_0.calibration import USUAL_FACTOR, Calibration, calibrate
 from semisam_o1.round_0.propagation import Reference, nearest
-from semisam_o1.round_0.quality import Evidence, back_from, back_propagate, evidence, nonpositive_jacobian, roughness
+from semisam_o1.round_0.quality import (
+    Evidence,
+    back_from,
+    back_propagate,
+    evidence,
+    nonpositive_jacobian,
+    roughness,
+    shape_of_classes,
+)
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 
@@ -180,6 +188,43 @@ def test_a_calibration_survives_its_file():
     found = calibrate([known([0.8, 0.7], [0.9, 0.6])], [np.array([0.9, 0.6])], [np.array([0.8, 0.8])])
     again = Calibration.of_content(found.content())
     assert again.predict(known([0.6, 0.7], [0.5, 0.5])) == found.predict(known([0.6, 0.7], [0.5, 0.5]))
+
+
+def test_volume_and_place_of_a_class_by_hand():
+    label = torch.zeros(3, 10, 10, 10)
+    label[1, 2:4, 2:4, 2:4], label[2, 6:8, 6:8, 6:8] = 1, 1
+    warped = torch.zeros_like(label)
+    warped[1, 2:4, 2:4, 3:7] = 1  # twice as long, its centre 2 tokens further
+    volume, shift = shape_of_classes(warped, label)
+    np.testing.assert_allclose(volume, [np.log(2), -np.inf])
+    np.testing.assert_allclose(shift, [2 / (3 * 8 / (4 * np.pi)) ** (1 / 3), np.nan], rtol=1e-5)
+
+
+def shaped(volume, shift):
+    return known([0.8, 0.8], [0.9, 0.9])._replace(volume=np.log(volume), shift=np.array(shift))
+
+
+@pytest.mark.parametrize(
+    "volume, shift, said",
+    [
+        ([1.3, 1.0], [0.2, 0.1], {}),
+        ([0.4, 1.0], [0.2, 0.1], {0: "0.4 times its usual volume"}),
+        ([1.0, 2.5], [0.2, 0.1], {1: "2.5 times its usual volume"}),
+        ([1.0, 1.0], [0.2, 0.9], {1: "0.9 of its radius from its place"}),
+        ([1.0, 0.0], [0.2, np.nan], {1: "0 times its usual volume"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_class_that_no_other_scan_has_so_is_odd(volume, shift, said):
+    pool = [shaped([v, 1.0], [s, 0.1]) for v, s in ((0.9, 0.2), (1.0, 0.2), (1.1, 0.3), (1.0, 0.1))]
+    found = Calibration.of_content(calibrate(pool).content()).predict(shaped(volume, shift))
+    assert found.odd == said
+    assert found.row([0, 3, 7])["odd"] == ("; ".join(f"{(3, 7)[i]}: {text}" for i, text in said.items()) or None)
+
+
+def test_a_class_that_varies_over_the_pool_is_not_odd():
+    pool = [shaped([v, 1.0], [0.1, 0.1]) for v in (0.4, 0.7, 1.0, 1.5, 2.5)]
+    assert calibrate(pool).predict(shaped([0.4, 1.0], [0.1, 0.1])).odd == {}
 
 
 def test_a_failed_way_back_is_mended_from_the_forward_alignment(carried):
