@@ -103,6 +103,7 @@ class Job:
         claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
             self.record.take_up()
+            take_in(self)
             self.record.write()
             if name == "finish":
                 self.finish()
@@ -122,6 +123,7 @@ class Job:
         folder = self.run_folder.round(0)
         if not all(folder.label(case.name).exists() for case in self.cohort.pool):
             claim(self.run_folder, self.cohort)
+            take_in(self)
             self.record.write()
             self._work(ROUND_0[0])
             self._propagate_anew()

@@ -136,7 +136,7 @@ def table(run: RunFolder, cohort: Cohort, entries: dict[str, Entry], strategy: s
     counts = f"{len(entries)} of {len(cohort.pool) + len(rejected)} scans reviewed"
     following = f"; {NEXT}{ranked[0][0]} ({REASONS[strategy]})" if ranked else ""
     news = sum(_is_new(record, entry) for entry in entries.values())
-    wait = f"; {news} wait for the next start of the run" if news else ""
+    wait = f"; new for the next start of the run: {news}" if news else ""
     return "\n".join([*lines, "", counts + following + wait])
 
 

@@ -59,7 +59,7 @@ def test_a_label_from_elsewhere_is_found_by_its_name_or_by_as(mine, phantom_dir,
 def test_a_label_saved_in_place_is_taken(mine, phantom_dir):
     truth_of(phantom_dir, "phantom_02", mine.pseudo_label("phantom_02"))
     text, whole = review(mine.path)
-    assert whole and entries(mine)["phantom_02"].what == "corrected" and "1 wait for the next start" in text
+    assert whole and entries(mine)["phantom_02"].what == "corrected" and "new for the next start of the run: 1" in text
     review(mine.path)
     assert len(list(mine.reviewed.glob("*.nii.gz"))) == 1  # taken once
 
