@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,12 +97,21 @@ def fill(store: FeatureStore, cohort: Cohort, cases: Sequence[Case], spacing: fl
     for case in store.missing(cases):
         oblique = any(is_turned(turn_between(cohort.grid(case).affine, template)) for template in templates)
         for frame in ("stored", "world") if oblique else ("world",):
-            chain = image_chain(spacing, cohort.reader, frame=frame, find_no_data=cohort.find_no_data, keep_mask=True)
-            item = chain(case.item())
+            item = chain_of(cohort, spacing)(frame=frame)(case.item())
             held = item[HAS_DATA][None] if HAS_DATA in item else None
             tokens = TokenInferer()(item[Keys.IMAGE][None], store.encoder, has_data=held)
             affine = np.asarray(tokens.affine).reshape(-1, 4, 4)[0]
             store.frame(frame).save(case, tokens.as_tensor()[0], affine, cohort.grid(case))
+
+
+def chain_of(cohort: Cohort, spacing: float) -> Callable:
+    """``frame`` -> the transform from a scan's item to the working space."""
+    return partial(image_chain, spacing, cohort.reader, find_no_data=cohort.find_no_data, keep_mask=True)
+
+
+def pose_parts(cohort: Cohort, store: FeatureStore) -> dict[str, Callable]:
+    """The arguments with which `first_pass_engine` looks for scans that lie turned."""
+    return {"chain": chain_of(cohort, store.spacing), "inferer": TokenInferer()}
 
 
 def write_copy(folder: Path, cohort: Cohort, case: Case, name: str, scan: Scan) -> Case:
@@ -128,7 +137,8 @@ def propagated(
     once, for all.
     """
     cases = list({case.name: case for asked, pool in groups for case in (*asked, *pool)}.values())
-    first_pass_engine(store, cohort, DEFAULT, folder, guard=True).run(cases, epoch_length=len(cases))
+    poses = pose_parts(cohort, store)
+    first_pass_engine(store, cohort, DEFAULT, folder, guard=True, **poses).run(cases, epoch_length=len(cases))
     for asked, pool in groups:
         label_fusion_engine(store, cohort, pool, folder).run(asked, epoch_length=len(asked))
 
@@ -140,7 +150,8 @@ def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: 
         if label_fusion:
             propagated(store, cohort, [(cases, cases)], folder)
         else:
-            first_pass_engine(store, cohort, DEFAULT, folder, guard=True).run(cases, epoch_length=len(cases))
+            poses = pose_parts(cohort, store)
+            first_pass_engine(store, cohort, DEFAULT, folder, guard=True, **poses).run(cases, epoch_length=len(cases))
         return np.array([dice_of(label_in(folder, cohort, case), case, cohort) for case in cases])
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import rivals
-from benchmarks.pools import DEFAULT, SEED, Rows, dice_of, drawn, empty_store, fill, label_in
+from benchmarks.pools import DEFAULT, SEED, Rows, dice_of, drawn, empty_store, fill, label_in, pose_parts
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.phantoms import write_demo_data
@@ -175,11 +174,9 @@ def own_methods(bench: Bench, name: str, way: Way, folder: Path) -> None:
         cases, run = bench.cases, folder / name
         cohort = replace(bench.cohort, find_no_data=way.find_no_data)
         store = features(bench, cohort, folder / f"features {way.find_no_data}")
-        with ExitStack() as changed:
-            if not way.turns:
-                changed.enter_context(patch.object(type(store.encoder), "can_turn", False))
-            engine = first_pass_engine(store, cohort, way.propagate, run, guard=way.guard)
-            first, peak = timed(lambda: engine.run(cases, epoch_length=len(cases)))
+        poses = pose_parts(cohort, store) if way.turns else {}
+        engine = first_pass_engine(store, cohort, way.propagate, run, guard=way.guard, **poses)
+        first, peak = timed(lambda: engine.run(cases, epoch_length=len(cases)))
         for method, fusion in methods.items():
             if not bench.lacking(method):
                 continue

@@ -1,11 +1,11 @@
 """Dice of round 0 on scans of the pool that lie turned, which their headers do not tell.
 
-    python -m benchmarks turned [DIR] [--cases N] [--pool N] [--table FILE] [--work FOLDER]
+    python -m benchmarks turned [DIR] [--cases N] [--pool N] [--only TEXT ...] [--table FILE] [--work FOLDER]
 
 Without DIR: synthetic data. Each drawn scan is copied with its content turned: by 90 and 180 degrees about each axis,
 and twice by a random angle about a random axis. A copy's header names the axes of the original. The first pass labels
 originals and copies together. In label fusion each scan is in the pool once: the copies of one kind of turn, and the
-originals of the scans that were not drawn.
+originals of the scans that were not drawn. With ``--only``: the kinds of turns whose names start so.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ RANDOM = 2  # random turns of each scan
 ANGLES = (20, 180)  # degrees, the range of random turns
 SEED = 0
 
-options = pool_options
+
+def options(parser) -> None:
+    pool_options(parser)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="kinds of turns whose names start so")
 
 
 def right_turned(scan: Scan, axis: int, times: int) -> Scan:
@@ -113,6 +116,8 @@ def run(options) -> None:
         copies, degrees = {}, {}  # kind of turn -> case -> copy; copy -> degrees
         for number, case in enumerate(chosen):
             for kind, angle, scan in turns(read_scan(cohort, case), np.random.RandomState(SEED + number)):
+                if not kind.startswith(tuple(options.only)):
+                    continue
                 copy = write_copy(folder, cohort, case, f"{case.name} {kind}", scan)
                 copies.setdefault(kind, {})[case], degrees[copy.name] = copy, angle
         others = [case for case in pool if case not in chosen]

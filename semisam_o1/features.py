@@ -21,8 +21,8 @@ from monai.utils import CommonKeys as Keys
 
 from semisam_o1.data.grids import Grid
 from semisam_o1.data.intensities import HAS_DATA
+from semisam_o1.data.turns import FOLDER, turn_of
 from semisam_o1.encoders.base import Encoder
-from semisam_o1.encoders.turns import turn_of
 from semisam_o1.files import checksum, read_hdf5, write_hdf5
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Affine, Case, Tokens, UserError
@@ -65,7 +65,6 @@ class FeatureStore:
         spacing: of the working space, mm; None is the stored grid.
         dtype: of the tokens on disk, float16 or float32.
         settings: other values that the features depend on, e.g. the HDF5 key; part of the key as text.
-        turn: (3, 3), by which `load` turns the descriptors of a scan; None: not at all.
     """
 
     def __init__(
@@ -75,11 +74,9 @@ class FeatureStore:
         spacing: float | None,
         dtype: str = "float16",
         settings: Sequence | str = "",
-        turn: np.ndarray | None = None,
     ):
         self.folder, self.encoder, self.spacing, self.dtype = Path(folder), encoder, spacing, dtype
         self.settings = settings if isinstance(settings, str) else str(tuple(settings))
-        self.turn = turn
 
     @functools.cached_property
     def made_by(self) -> dict:
@@ -90,13 +87,14 @@ class FeatureStore:
     def frame(self, name: str) -> FeatureStore:
         """The store of features in a frame.
 
-        "world" is this store. "stored", the stored axes of oblique scans, is a subfolder. "turned by N" is this store
-        too, with the tokens that scans would have if they were turned by right angles, see `turns.RIGHT_TURNS`.
+        "world" is this store. "stored", the stored axes of oblique scans, is a subfolder, and so is the one of all
+        frames in which scans are turned, see `data.turns`: a file there is fresh for its own turn alone.
         """
         if name == "world":
             return self
-        if (turn := turn_of(name)) is not None:
-            return FeatureStore(self.folder, self.encoder, self.spacing, self.dtype, self.settings, turn)
+        if turn_of(name) is not None:
+            settings = f"{self.settings} {name}"
+            return FeatureStore(self.folder / FOLDER, self.encoder, self.spacing, self.dtype, settings)
         return FeatureStore(self.folder / name, self.encoder, self.spacing, self.dtype)
 
     def path(self, name: str) -> Path:
@@ -142,7 +140,6 @@ class FeatureStore:
             raise FileNotFoundError(f"case {name}: no features in {self.folder}; run the stage 'features' first.")
         with read_hdf5(self.path(name)) as file:
             tokens = torch.from_numpy(file["tokens"][()].astype(np.float32))
-            tokens = tokens if self.turn is None else self.encoder.turned(tokens, self.turn)
             scan = Grid(file["scan_affine"][()], tuple(int(n) for n in file["scan_shape"][()]))
             return Features(tokens, file["affine"][()], file["descriptor"][()], scan)
 

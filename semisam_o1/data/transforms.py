@@ -38,6 +38,7 @@ from semisam_o1.data.grids import SLAB, Spacing, frame_of, in_plane, is_isotropi
 from semisam_o1.data.intensities import HAS_DATA, INTENSITIES, NormaliseDatad
 from semisam_o1.data.no_data import no_data
 from semisam_o1.data.reader import LoadScand, ScanReader
+from semisam_o1.data.turns import LowestOutsided, Turnd, turn_of
 from semisam_o1.types import UserError, Volume
 
 ONE_COMPONENT = 0.95  # least share of a class in its largest component; the field of view may cut off e.g. veins
@@ -93,7 +94,9 @@ def image_chain(
     them. ``intensities`` "percentiles" clips to the 1st and 99.5th percentile and z-normalises; "foreground"
     z-normalises by the voxels above zero (as in the training of SAM-Med3D); None changes nothing. ``spacing`` None
     keeps the stored grid, as published. ``frame`` "world" resamples oblique scans along the world axes; "stored" keeps
-    their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes. None is
+    their own axes in the order nearest to RAS, for scans where the patient's pose follows the stored axes. A frame of
+    `turns.frame_of` turns the content; the affine is then that of the turned world, and the image is cropped to the box
+    of the voxels with data, of which all others get the lowest value. None is
     "stored" for a spacing of three numbers, which is for thick slices, and else "world".
 
     Args:
@@ -113,6 +116,12 @@ def image_chain(
         )
         steps += [FindDatad(Keys.IMAGE), crop]
     steps.append(NormaliseDatad(Keys.IMAGE, intensities, None if window is None else (window[0], window[1])))
+    if (turn := turn_of(frame)) is not None and spacing is not None:
+        steps += [Turnd(Keys.IMAGE, turn), *_resampling(Keys.IMAGE, spacing, "world")]
+        steps += _resampling(HAS_DATA, spacing, "world", "nearest", "zeros")
+        box = CropForegroundd([Keys.IMAGE, HAS_DATA], HAS_DATA, start_coord_key=None, end_coord_key=None)
+        steps += [box, LowestOutsided(Keys.IMAGE)]
+        return Compose(steps if keep_mask else [*steps, DeleteItemsd(HAS_DATA)])
     if find_no_data and not keep_mask:
         steps.append(DeleteItemsd(HAS_DATA))
     steps += _resampling(Keys.IMAGE, spacing, frame)
@@ -185,7 +194,11 @@ def label_chain(spacing: float | Sequence[float] | None, cohort: Cohort) -> Comp
 
 
 def _resampling(
-    key: str, spacing: float | Sequence[float] | None, frame: str | None = None, mode: str = "bilinear"
+    key: str,
+    spacing: float | Sequence[float] | None,
+    frame: str | None = None,
+    mode: str = "bilinear",
+    padding_mode: str = "border",
 ) -> list:
     if spacing is None:
         return [EnsureTyped(key, dtype=torch.float32)]
@@ -194,7 +207,7 @@ def _resampling(
     return [
         Orientationd(key, axcodes="RAS", labels=None),
         *([AntiAliasd(key, spacing)] if mode == "bilinear" else []),
-        SpacingAloned(key, pixdim=spacing, diagonal=frame == "world", mode=mode, padding_mode="border"),
+        SpacingAloned(key, pixdim=spacing, diagonal=frame == "world", mode=mode, padding_mode=padding_mode),
         EnsureTyped(key, dtype=torch.float32),
     ]
 

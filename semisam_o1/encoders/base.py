@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -83,15 +82,6 @@ class Encoder(nn.Module):
             text = "encoder %s in %s: largest error %.2g against float32, standard deviation %.2g"
             log.info(text, self.name, how, self.error, float(plain.std()))
         return tokens
-
-    @property
-    def can_turn(self) -> bool:
-        """Whether `turned` works: the network has a method of that name."""
-        return hasattr(self.network, "turned")
-
-    def turned(self, tokens: torch.Tensor, turn: np.ndarray) -> torch.Tensor:
-        """The tokens (C, H, W, D) that a volume would have at the same places if it were turned by ``turn`` (3, 3)."""
-        return cast(Any, self.network).turned(tokens, turn)
 
     def _of_stage(self, network: nn.Module, *inputs: Volume) -> torch.Tensor:
         output = network(*inputs)

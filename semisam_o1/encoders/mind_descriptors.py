@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,18 +73,6 @@ class MIND(nn.Module):
             deviation = (box_mean(volume * volume, size) - mean * mean).clamp(min=0).sqrt()
             parts += [self.statistics_weight * mean, self.statistics_weight * deviation]
         return torch.cat(parts, 1)
-
-    def turned(self, tokens: torch.Tensor, turn: np.ndarray) -> torch.Tensor:
-        """The descriptors (C, H, W, D) that a volume would have at the same places if it were turned by ``turn``.
-
-        ``turn``: (3, 3), a rotation by right angles. The pairs of neighbours change places; statistics stay.
-        """
-        directions = [tuple(neighbour) for neighbour in NEIGHBOURS]
-        before = [directions.index(tuple(int(n) for n in turn.T @ np.array(neighbour))) for neighbour in NEIGHBOURS]
-        numbers = {frozenset(pair): number for number, pair in enumerate(PAIRS)}
-        order = [numbers[frozenset((before[i], before[j]))] for i, j in PAIRS]
-        order = [len(PAIRS) * block + number for block in range(len(self.dilations)) for number in order]
-        return tokens[[*order, *range(len(order), len(tokens))]]
 
 
 def mind(**settings) -> Encoder:

@@ -11,6 +11,8 @@ from semisam_o1.data.reader import ScanError
 from semisam_o1.errors import chain, of_the_machine, plainly
 from semisam_o1.round_0.alignment import is_turned, turn_between
 from semisam_o1.round_0.copy_maker import plans
+from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.turned_scans import lacks_turned
 from semisam_o1.types import Case, DatasetError
 
 if TYPE_CHECKING:
@@ -87,9 +89,12 @@ def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
         return found
     folder = job.run_folder.round(0)
     records, copied = folder.work("first"), folder.copied
+    store = job.config.build("store") if later else None
 
     def whole(case: Case) -> bool:
-        return copied(case.name).is_file() and (not later or records.has(case.name, "uncertainty"))
+        if not copied(case.name).is_file() or (later and not records.has(case.name, "uncertainty")):
+            return False
+        return store is None or not lacks_turned(store, case, FirstPass.load(records, case.name, "frame").frame)
 
     return [case for case in cases_of_round_0(job) if not whole(case)]
 

@@ -33,6 +33,7 @@ from semisam_o1.round_0.propagation import aligns_through_one, emptied
 from semisam_o1.round_0.quality import Evidence
 from semisam_o1.round_0.quality_estimate import QualityEstimate, copies_evidence, labelled_evidence
 from semisam_o1.round_0.templates import reference, templates_of
+from semisam_o1.round_0.turned_scans import TurnedScans, lacks_turned
 from semisam_o1.round_0.way_back import consistency, save_way_back
 from semisam_o1.runfolder import OUTLINES, RoundFolder, RunFolder
 from semisam_o1.types import Case, Probabilities, UserError
@@ -109,12 +110,16 @@ def first_pass_engine(
     handlers: Sequence = (),
     published: bool = False,
     guard: bool = False,
+    chain: Callable | None = None,
+    inferer: Callable | None = None,
 ) -> Engine:
     """Propagate the templates' label to each case with ``propagate``, see `Propagation`.
 
     Writes labels, confidences (the highest probability) and copied labels of round 0 of the run ``output_dir``. Cases
-    with a record in ``work/`` are skipped. ``published``: see `write_results`. ``guard``: also align back, and drop the
-    vote near borders for the whole pool if labels are less consistent with it, see `settle_vote`.
+    with a record in ``work/`` are skipped, unless they lie turned and their features are gone. ``published``: see
+    `write_results`. ``guard``: also align back, and drop the vote near borders for the whole pool if labels are less
+    consistent with it, see `settle_vote`. ``chain``, ``inferer``: to look for scans that lie turned, see `TurnedScans`;
+    without them nothing looks.
     """
     templates = templates_of(store, cohort, published or not aligns_through_one(propagate), published)
     if not published and not any(template.reference.label.argmax(0).any() for template in templates):
@@ -123,13 +128,16 @@ def first_pass_engine(
             f"{templates[0].features.step_mm:.3g} mm, and nothing can be carried over: "
             "use a smaller feature_spacing or feature_step, or another encoder."
         )
-    propagation, folder = Propagation(store, templates, propagate), RunFolder(output_dir).round(0)
+    poses = TurnedScans(store, cohort, chain, inferer) if chain is not None and inferer is not None else None
+    propagation, folder = Propagation(store, templates, propagate, poses), RunFolder(output_dir).round(0)
     records, back = folder.work("first"), folder.work("back")
 
     def process(case: Case) -> float:
         made = (folder.label(case.name), folder.copied(case.name))
         if records.has(case.name, "uncertainty") and all(path.is_file() for path in made):
-            return FirstPass.load(records, case.name, "uncertainty").uncertainty
+            first = FirstPass.load(records, case.name, "uncertainty", "frame")
+            if not lacks_turned(store, case, first.frame):
+                return first.uncertainty
         carried, share = propagation.within(propagation(case.name))
         if share is not None and (outside := outside_classes(share, cohort.class_numbers)):
             names = ", ".join(str(cohort.classes.get(number, number)) for number in outside)

@@ -6,16 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from semisam_o1.data.grids import to_grid
-from semisam_o1.encoders.turns import RIGHT_TURNS, frame_of
+from semisam_o1.data.turns import frame_of, turn_of
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0.alignment import CHANNELS, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.passes import Alignment, FirstPass
-from semisam_o1.round_0.pose import right_turn
+from semisam_o1.round_0.pose import MIRRORED
 from semisam_o1.round_0.propagation import Propagated, copy, emptied, in_view, reached
 from semisam_o1.round_0.templates import Template
+from semisam_o1.round_0.turned_scans import TurnedScans
 from semisam_o1.round_0.way_back import TemplatesWayBack, consistency, way_back
 from semisam_o1.types import Probabilities
 from semisam_o1.uncertainty import entropy
@@ -25,19 +28,32 @@ TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be bet
 
 
 class Carried(NamedTuple):
-    """The templates' label on a scan whose ``features`` are those in ``frame``; ``back``: its way back, if known."""
+    """The templates' label on a scan whose ``features`` are those in ``frame``.
+
+    ``back``: its way back, if known, and ``worth``: its reverse consistency.
+    """
 
     features: Features
     result: Propagated
     frame: str
     back: TemplatesWayBack | None = None
+    worth: float = float("nan")
 
 
 class Propagation:
-    """Carries the templates' label to a scan of a feature store with ``propagate``, see the module `propagation`."""
+    """Carries the templates' label to a scan of a feature store with ``propagate``, see the module `propagation`.
 
-    def __init__(self, store: FeatureStore, templates: Sequence[Template], propagate: Callable):
-        self.store, self.templates, self.propagate = store, templates, propagate
+    ``poses``: looks for scans that lie turned; None: nothing looks.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        templates: Sequence[Template],
+        propagate: Callable,
+        poses: TurnedScans | None = None,
+    ):
+        self.store, self.templates, self.propagate, self.poses = store, templates, propagate, poses
         self.references = [template.reference for template in templates]
         self.bases = [principal(reference.tokens, CHANNELS) for reference in self.references]
 
@@ -46,8 +62,9 @@ class Propagation:
 
         A scan that is oblique to a template also has features in its stored axes (see `FeatureStore.frame`), because
         descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to
-        the best template is used, or, if nothing was aligned, the one with the lower entropy. A scan that lies turned
-        by right angles relative to its best template, see `right_turn`, is propagated to again in its pose.
+        the best template is used, or, if nothing was aligned, the one with the lower entropy. A scan that may lie
+        turned relative to its best template, see `pose.search`, is propagated to again in that pose. It is taken if
+        the label's places find their like there and back clearly better: by its reverse consistency.
         """
         found = self.store.load(name)
         turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in self.templates]
@@ -60,27 +77,38 @@ class Propagation:
             if misfits[0] < misfits[1]:
                 return Carried(other, second, "stored")
         upright = Carried(found, result, "world")
-        return self._turned(name, upright) if result.maps and self.store.encoder.can_turn else upright
+        return self._turned(name, upright) if result.maps and self.poses is not None else upright
 
     def _turned(self, name: str, upright: Carried) -> Carried:
-        """The label in the pose turned by right angles that fits the best template clearly better, if there is one."""
-        found, result, _, _ = upright
-        template = self.templates[result.best]
-        number = right_turn(template.reference.tokens, found.tokens, found.step_mm, self.store.encoder.turned)
-        if not number:
-            return upright
-        other = self.store.frame(frame_of(number)).load(name)
-        turn = torch.tensor(RIGHT_TURNS[number], dtype=torch.float32)
-        turns = [turn] * len(self.references)
-        second = self.propagate(self.references, other.tokens, step_mm=other.step_mm, turns=turns)
-        tried = [upright, Carried(other, second, frame_of(number))]
-        tried = [one._replace(back=self.way_back(one)) for one in tried]
-        upright, turned = tried
-        worth = [consistency(one.back, one.result.probabilities, one.features.step_mm) for one in tried]
-        if second.residual < result.residual and worth[1] > worth[0] + TURN_MARGIN:
-            log.info("case %s: lies turned by right angles relative to the template", name)
-            return turned
-        return upright
+        """The label in a turned pose that fits the best template clearly better, if there is one."""
+        found = self.poses.search(self.templates[upright.result.best].name, name)
+        if found.mirrored < MIRRORED:
+            log.warning(
+                "case %s: a mirrored copy of the scan fits the template clearly better: its misfit is %.0f%% of the "
+                "scan's own; check that its header names left and right correctly. Nothing is changed.",
+                name, 100 * found.mirrored,
+            )  # fmt: skip
+        best = upright
+        log.debug("poses of %s: %s", name, found)
+        for frame in map(frame_of, found.turns):
+            features = self.poses.features(name, frame)
+            result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
+            best, other = (self._judged(one) for one in (best, Carried(features, result, frame)))
+            if other.worth > best.worth + (TURN_MARGIN if best.frame == upright.frame else 0):
+                best = other
+        self.poses.keep(name, best.frame)
+        if best.frame != upright.frame:
+            angle = np.linalg.norm(Rotation.from_matrix(turn_of(best.frame)).as_rotvec(degrees=True))
+            log.info("case %s: lies turned by %.0f degrees relative to the template", name, angle)
+        return best
+
+    def _judged(self, carried: Carried) -> Carried:
+        """With its way back and its reverse consistency."""
+        if carried.back is not None:
+            return carried
+        back = self.way_back(carried)
+        worth = consistency(back, carried.result.probabilities, carried.features.step_mm)
+        return carried._replace(back=back, worth=worth)
 
     def way_back(self, carried: Carried) -> TemplatesWayBack:
         """The reverse alignment from the best template."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
-from semisam_o1.encoders.turns import turn_of
 from semisam_o1.features import Features
 from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.alignment import turn_between
@@ -28,8 +25,6 @@ def way_back(templates: Sequence[Template], found: Features, frame: str) -> Temp
     ways = []
     for template in templates:
         turn = turn_between(template.features.scan.affine, found.scan.affine) if frame == "world" else None
-        if (right := turn_of(frame)) is not None:
-            turn = torch.tensor(right.T, dtype=torch.float32)  # from template to scan
         way = back_propagate(template.reference.tokens, found.tokens, found.step_mm, turn=turn)
         ways.append(TemplatesWayBack(template, way))
     return min(ways, key=lambda found: found.way.residual)

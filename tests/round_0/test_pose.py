@@ -1,93 +1,180 @@
-"""Scans turned by right angles, of which no header tells: found, and labelled as if they stood upright."""
+"""Scans that lie turned or mirrored, of which no header tells: found, and labelled as if they stood upright."""
+
+import logging
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.utils import CommonKeys as Keys
+from scipy.spatial.transform import Rotation
 
 from semisam_o1.cli import main
 from semisam_o1.data.grids import Grid
-from semisam_o1.data.phantoms import grid_affine, make_phantom
+from semisam_o1.data.intensities import HAS_DATA
+from semisam_o1.data.phantoms import grid_affine
+from semisam_o1.data.transforms import image_chain
+from semisam_o1.data.turns import frame_of, turn_of, turned
 from semisam_o1.encoders.mind_descriptors import mind
-from semisam_o1.encoders.turns import RIGHT_TURNS, frame_of, turn_of
 from semisam_o1.features import FeatureStore
-from semisam_o1.round_0.pose import right_turn
+from semisam_o1.round_0 import pose
+from semisam_o1.round_0.pose import Coarse, angle, coarse_image, covering, nearest_turn, search, with_right_angles
 from semisam_o1.types import Case
 from tests.jobs import labels
 
-SHAPE, STEP = (24, 22, 18), 2.0
-ENCODER = mind(dilations=(1, 2), boxes=(3, 5))
+SHAPE, STEP = (34, 30, 26), 1.5
+UPRIGHT = np.eye(3)
+TILTED = Rotation.from_rotvec([40, -60, 35], degrees=True).as_matrix()
+QUARTER = Rotation.from_rotvec([0, 90, 0], degrees=True).as_matrix()
+# centre and radii of ellipsoids in mm, and their intensity: a body with a head, and organs that no turn or mirror maps
+# onto each other
+PARTS = (
+    ((0, -2, 0), (19, 14, 10), 0.4),
+    ((13, 11, 3), (7, 7, 6), 0.5),
+    ((-7, -4, 3), (6, 5, 5), 1.0),
+    ((6, -3, -3), (5, 5, 4), 0.05),
+    ((14, 11, 4), (4, 3, 3), 0.9),
+    ((-13, 3, -2), (3, 4, 4), 0.1),
+)
+ORGAN = 2  # of the parts, which has the label
 
 
-def turned_array(array, turn):
-    """An array (H, W, D) whose content is turned: what lies at x moves to ``turn`` x, both from the middle."""
-    order = np.abs(turn).argmax(1)
-    signs = turn[range(3), order]
-    return array.transpose(order)[tuple(slice(None, None, int(sign)) for sign in signs)].copy()
+def scan(turn=UPRIGHT, seed=0, mirrored=False, shape=SHAPE):
+    """Image and label, (H, W, D) each, of a body whose content is turned: what lies at x moves to ``turn`` x."""
+    draw = np.random.default_rng(seed)
+    at = np.moveaxis(np.indices(shape), 0, -1) - (np.array(shape) - 1) / 2
+    at = at * STEP @ turn  # the inverse turn
+    at[..., 0] *= -1 if mirrored else 1
+    at = at / draw.normal(1, 0.03, 3) - draw.normal(0, 0.5, 3)
+    image = np.zeros(shape)
+    for centre, radii, value in PARTS:
+        depth = (1 - np.linalg.norm((at - np.array(centre)) / np.array(radii), axis=-1)) * min(radii)
+        image += (value - image) * 0.5 * (1 + np.tanh(depth / 1.5))
+    centre, radii, _ = PARTS[ORGAN]
+    label = np.linalg.norm((at - np.array(centre)) / np.array(radii), axis=-1) < 1
+    image = image + draw.normal(0, 0.02, shape)
+    return ((image - image.mean()) / image.std()).astype(np.float32), label.astype(np.uint8)
 
 
-def tokens_of(image):
-    with torch.no_grad():
-        return ENCODER(torch.from_numpy(image)[None, None])[0]
+def coarse(*args, **options):
+    image = torch.from_numpy(scan(*args, **options)[0])[None]
+    return Coarse(image, torch.ones_like(image) > 0, STEP)
 
 
-def standard(seed):
-    image, label = make_phantom(seed, SHAPE, STEP)
-    return ((image - image.mean()) / image.std()).astype(np.float32), label
+def test_the_name_of_a_frame_tells_its_turn():
+    assert angle(turn_of(frame_of(TILTED)), TILTED) < 0.05
+    assert turn_of("world") is None and turn_of("stored") is None and turn_of(None) is None
 
 
-def test_the_24_turns_are_proper_and_differ():
-    assert len(RIGHT_TURNS) == 24 and len({turn.tobytes() for turn in RIGHT_TURNS}) == 24
-    for turn in RIGHT_TURNS:
-        assert np.linalg.det(turn) == pytest.approx(1) and np.array_equal(turn @ turn.T, np.eye(3))
-    np.testing.assert_array_equal(RIGHT_TURNS[0], np.eye(3))
-    np.testing.assert_array_equal(turn_of(frame_of(7)), RIGHT_TURNS[7])
-    assert turn_of("world") is None and turn_of("stored") is None
+def test_no_rotation_is_far_from_all_turns():
+    turns = covering()
+    np.testing.assert_allclose(turns[0], UPRIGHT, atol=1e-9)
+    asked = Rotation.random(300, random_state=0).as_matrix()
+    traces = np.einsum("nij,mij->nm", asked, turns).max(1)
+    assert np.degrees(np.arccos((traces - 1) / 2)).max() < 30
 
 
-@pytest.mark.parametrize("number", range(0, 24, 3))
-def test_turned_descriptors_are_those_of_a_turned_volume(number):
-    image, turn = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32), RIGHT_TURNS[number]
-    expected = tokens_of(turned_array(image, turn))
-    found = ENCODER.turned(tokens_of(image), turn)
-    moved = np.stack([turned_array(channel, turn) for channel in found.numpy()])
-    np.testing.assert_allclose(moved, expected, atol=1e-5)
+def test_the_nearest_turn_is_proper():
+    assert angle(nearest_turn(1.2 * TILTED + 0.01), TILTED) < 2
+    assert np.linalg.det(nearest_turn(np.diag([1.0, 1.0, -0.1]))) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("number", [0, 2, 5, 17])
-def test_the_turn_of_a_scan_is_found(number):
-    (template, _), (scan, _) = standard(0), standard(1)
-    turn = RIGHT_TURNS[number]
-    found = right_turn(tokens_of(template), tokens_of(turned_array(scan, turn)), STEP, ENCODER.turned)
-    np.testing.assert_array_equal(RIGHT_TURNS[found], turn.T)  # from the scan's pose to the template's
+def test_right_angles_come_before_turns_near_them():
+    """6 degrees off: the right angle alone; 25 degrees: first the right angle; 45 degrees: as it is."""
+    found = [with_right_angles([Rotation.from_rotvec([0, d, 0], degrees=True).as_matrix()]) for d in (84, 65, 45)]
+    assert [[round(angle(turn, UPRIGHT)) for turn in turns] for turns in found] == [[90], [90, 65], [45]]
 
 
-def test_a_store_gives_turned_tokens(tmp_path):
-    image, _ = standard(0)
-    store = FeatureStore(tmp_path, ENCODER, STEP, "float32")
-    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii.gz")
-    tokens = tokens_of(image)
-    store.save(Case("a", tmp_path / "a.nii.gz", None, "pool"), tokens, np.eye(4), Grid(np.eye(4), SHAPE))
-    found = store.frame(frame_of(5)).load("a").tokens
-    torch.testing.assert_close(found, ENCODER.turned(tokens, RIGHT_TURNS[5]))
-    torch.testing.assert_close(store.frame("world").load("a").tokens, tokens)
+@pytest.mark.parametrize("turn", [TILTED, QUARTER], ids=["tilted", "quarter"])
+def test_the_turn_of_a_scan_is_found(turn):
+    found = search(coarse(), coarse(turn, seed=1, shape=(34, 34, 34)))
+    assert angle(found.turns[0], turn.T) < 15  # from the scan's pose to the template's
+    assert found.mirrored > pose.MIRRORED
+
+
+def test_an_upright_scan_is_not_turned():
+    found = search(coarse(), coarse(seed=1))
+    assert found.turns == [] and found.mirrored > pose.MIRRORED
+
+
+def test_a_mirrored_scan_fits_mirrored():
+    assert search(coarse(), coarse(seed=1, mirrored=True)).mirrored < pose.MIRRORED
+
+
+def test_a_coarse_image_leaves_empty_voxels_out_of_its_means():
+    image, held = torch.ones(1, 4, 4, 4), torch.ones(1, 4, 4, 4) > 0
+    image[:, :, :, 3], held[:, :, :, 3] = -5, False
+    image[:, :2, :2, :2], held[:, :2, :2, :2] = -5, False
+    found = coarse_image(image, held, 1.5, 2)
+    assert found.step_mm == 3 and found.has_data.sum() == 3
+    assert (found.image[found.has_data] == 1).all() and (found.image[~found.has_data] == -5).all()
+
+
+def test_a_turned_frame_has_the_content_in_another_pose(tmp_path):
+    """The turned scan, turned back, is the upright one; where it has no data, it has the lowest value."""
+    (upright, _), (tilted, _) = scan(), scan(TILTED, shape=(40, 40, 40))
+    nibabel.save(nibabel.Nifti1Image(tilted, grid_affine(tilted.shape, STEP)), tmp_path / "a.nii.gz")
+    chain = image_chain(STEP, intensities=None, frame=frame_of(TILTED.T), keep_mask=True)
+    item = chain({"case": "a", Keys.IMAGE: str(tmp_path / "a.nii.gz")})
+    found, held = item[Keys.IMAGE].as_tensor()[0], item[HAS_DATA].as_tensor()[0] > 0.5
+    assert 0.2 < held.float().mean() < 0.95 and (found[~held] == found.min()).all()
+    at = np.stack(np.nonzero(held.numpy()), -1) @ item[Keys.IMAGE].affine.numpy()[:3, :3].T
+    at = (at + item[Keys.IMAGE].affine.numpy()[:3, 3]) / STEP + (np.array(SHAPE) - 1) / 2
+    index = np.rint(at).astype(int)
+    inside = ((index >= 0) & (index < SHAPE)).all(1)
+    expected = upright[tuple(index[inside].T)]
+    assert np.corrcoef(expected, found[held].numpy()[inside])[0, 1] > 0.9
+
+
+def test_turned_features_are_fresh_for_their_turn_alone(tmp_path):
+    store = FeatureStore(tmp_path, mind(dilations=(1,), boxes=(3,)), STEP)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    case = Case("a", tmp_path / "a.nii.gz", None, "pool")
+    store.frame(frame_of(TILTED)).save(case, torch.zeros(2, 3, 3, 3), np.eye(4), Grid(np.eye(4), (3, 3, 3)))
+    assert store.frame(frame_of(TILTED)).fresh(case)
+    assert not store.frame(frame_of(QUARTER)).fresh(case) and not store.fresh(case)
+
+
+def test_a_turned_affine_is_that_of_a_turned_world():
+    affine = turned(grid_affine(SHAPE, STEP), QUARTER)
+    np.testing.assert_allclose(turned(affine, QUARTER.T), grid_affine(SHAPE, STEP), atol=1e-12)
+    np.testing.assert_allclose(affine[:3, 0], [0, 0, -STEP], atol=1e-12)  # left-right has become head-foot
+
+
+def overlap(one, other):
+    return 2 * ((one > 0) & (other > 0)).sum() / ((one > 0).sum() + (other > 0).sum())
 
 
 @pytest.mark.slow
-def test_a_turned_scan_gets_the_label_of_the_upright_one(tmp_path):
-    """Round 0 with label fusion and quality, on two scans and a copy of one that lies on its side."""
-    turn, affine = RIGHT_TURNS[5], grid_affine(SHAPE, STEP)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    for name, seed in (("t", 0), ("a", 1), ("side", 1)):
-        image, label = standard(seed)
-        for folder, array in (("images", image), ("labels", label.astype(np.uint8))):
-            array = turned_array(array, turn) if name == "side" else array
-            nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / folder / f"{name}.nii.gz")
-    (tmp_path / "train.txt").write_text("t\na\nside\n")
-    command = ["propagate", str(tmp_path), "--output", str(tmp_path / "run"), "--device", "cpu"]
-    assert main([*command, "--set", "feature_voxels=9000"]) == 0
-    found = labels(tmp_path / "run" / "pseudo_labels")
-    back = turned_array(found["side.nii.gz"], turn.T)
-    overlap = 2 * ((back > 0) & (found["a.nii.gz"] > 0)).sum() / ((back > 0).sum() + (found["a.nii.gz"] > 0).sum())
-    assert overlap > 0.9
+def test_turned_scans_get_labels_and_mirrored_ones_a_warning(tmp_path, caplog):
+    """Round 0 on a template and four scans; features of turned scans that are gone are made again."""
+    made = {
+        "t": scan(), "a": scan(seed=1), "tilted": scan(TILTED, 2, shape=(40, 40, 40)),
+        "side": scan(QUARTER, 3, shape=(26, 30, 34)), "mirrored": scan(seed=4, mirrored=True),
+    }  # fmt: skip
+    for folder, part in (("images", 0), ("labels", 1)):
+        (tmp_path / folder).mkdir()
+        for name, arrays in made.items():
+            volume = nibabel.Nifti1Image(arrays[part], grid_affine(arrays[part].shape, STEP))
+            nibabel.save(volume, tmp_path / folder / f"{name}.nii.gz")
+    (tmp_path / "train.txt").write_text("\n".join(made))
+    run = tmp_path / "run"
+    command = ["propagate", str(tmp_path), "--output", str(run), "--device", "cpu"]
+    command += ["--set", "feature_voxels=27000", "template_copies=0"]
+    with caplog.at_level(logging.INFO, "semisam_o1"):
+        assert main(command) == 0
+    found = labels(run / "pseudo_labels")
+    dice = {name: overlap(found[f"{name}.nii.gz"], made[name][1]) for name in ("a", "tilted", "side")}
+    assert min(dice.values()) > 0.85, dice
+    warned = [record.message for record in caplog.records if "mirrored copy" in record.message]
+    assert len(warned) == 1 and warned[0].startswith("case mirrored: ")
+    kept = run / "features" / "turned"
+    assert sorted(path.stem for path in kept.iterdir()) == ["side", "tilted"]
+    shutil.rmtree(kept)
+    Path(run / "round_0" / "labels" / "tilted.nii.gz").unlink()
+    shutil.rmtree(run / "pseudo_labels")
+    assert main([*command, "--restart-from", "propagation/first"]) == 0
+    again = labels(run / "pseudo_labels")
+    assert all(np.array_equal(found[name], again[name]) for name in found)
