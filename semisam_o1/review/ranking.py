@@ -71,7 +71,7 @@ REASONS = {
     "most typical": "most like those that are like no labelled scan",
     "expected win": "its correction is expected to win most",
 }
-DEFAULT = "expected win"
+DEFAULT = "most typical"
 
 
 def order(known: Known, strategy: str = DEFAULT) -> list[int]:
