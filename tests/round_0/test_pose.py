@@ -190,11 +190,8 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(tmp_path,
         return Propagated(found, place, 0, 0.1, None)
 
     template = Template("t", store.load("a"), Reference(tokens[True], shares))
-    monkeypatch.setattr(
-        first_pass,
-        "way_back",
-        lambda templates, *_: TemplatesWayBack(template, WayBack(centred_points(SHAPE, STEP), 0.1)),
-    )
+    back = TemplatesWayBack(template, WayBack(centred_points(SHAPE, STEP), 0.1))
+    monkeypatch.setattr(first_pass, "way_back", lambda *_: back)
     poses = OneTurn(tokens[better], affine)
     with caplog.at_level(logging.WARNING, "semisam_o1"):
         found = first_pass.Propagation(store, [template], propagate, poses)("a")
