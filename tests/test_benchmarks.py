@@ -56,7 +56,7 @@ def test_a_killed_table_is_continued(phantom_dir, tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_parts_are_left_out(phantom_dir, tmp_path, monkeypatch):
     table = tmp_path / "table.csv"
-    names = ("default", "own label", "no vote guard", "no search", "no find")
+    names = ("default", "the template's label", "no vote guard", "no search", "no find")
     bench(
         monkeypatch,
         *("propagation", phantom_dir, "--voxels", 3000, "--rivals", "--ablation", "--table", table, "--only", *names),
@@ -65,7 +65,7 @@ def test_parts_are_left_out(phantom_dir, tmp_path, monkeypatch):
     for row in read_rows(table, KEYS | {"dice": ".4f"}):
         dice.setdefault(row["method"], []).append(row["dice"])
     assert len(dice) == 2 * 4 + 1 and all(len(values) == 2 for values in dice.values())
-    assert dice["own label counts once"] != dice["default"]
+    assert dice["the template's label counts once"] != dice["default"]
 
 
 def test_rows_replace_those_of_the_same_keys(tmp_path):

@@ -18,6 +18,7 @@ from semisam_o1.round_0.alignment import POOLED_VOXELS, centred_points, pooled, 
 from semisam_o1.types import Tokens
 
 COARSE_VOXELS = 8 * POOLED_VOXELS  # of the template's coarse image; descriptors are pooled by 2 once more
+LEAST_VOXELS = POOLED_VOXELS  # of a template; in fewer, all rotations look alike
 TURNS = 600  # that cover all rotations, some 25 degrees apart, besides the 24 right-angled ones
 AT_ONCE = 64  # turns evaluated per batch
 SOME, MORE, MOST = 600, 1500, 4000  # places of the scan that a pose is compared at: first, then refined, then judged

@@ -74,7 +74,8 @@ class QualityEstimate:
             again = back_from(template.reference.tokens, found.tokens, found.step_mm, place)
             way = min(way, again, key=lambda one: one.residual)  # if the second is better, the independent one failed
             save_way_back(self.back, case.name, TemplatesWayBack(template, way), checked=True)
-            judged = judge(way, found.step_mm, float(distance))
+            points, residual = self.back.load(case.name, ["points", "residual"])  # as every later estimate has it
+            judged = judge(WayBack(points, float(residual)), found.step_mm, float(distance))
         return judged
 
 

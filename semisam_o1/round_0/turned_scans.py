@@ -14,7 +14,7 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.data.turns import FOLDER, turn_of, turned
 from semisam_o1.features import Features, FeatureStore, plain
-from semisam_o1.round_0.pose import Coarse, Poses, coarse_factor, coarse_image, search
+from semisam_o1.round_0.pose import LEAST_VOXELS, Coarse, Poses, coarse_factor, coarse_image, search
 from semisam_o1.types import Case
 
 
@@ -36,8 +36,10 @@ class TurnedScans:
         self._template = functools.cache(self._of_template)
 
     def search(self, template: str, name: str) -> Poses:
-        """The poses of the scan ``name`` relative to a template, see `pose.search`."""
+        """The poses of the scan ``name`` relative to a template, see `pose.search`; none if there is little to see."""
         one, factor = self._template(template)
+        if one.image.numel() < LEAST_VOXELS:
+            return Poses([], 1.0)
         return search(one, self._coarse(name, factor))
 
     def features(self, name: str, frame: str) -> Features:
