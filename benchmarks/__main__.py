@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    corrections,
     cropped,
     damaged,
     encoder,
@@ -18,7 +19,7 @@ from benchmarks import (
 )
 
 MODULES = (
-    propagation, quality, perturbed, turned, cropped, damaged, suggested, rounds, encoder, store, neighbours, odd_files,
+    propagation, quality, perturbed, turned, cropped, damaged, suggested, corrections, rounds, encoder, store, neighbours, odd_files,
 )  # fmt: skip
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from benchmarks import cropped, damaged, rivals, turned
+from benchmarks import corrections, cropped, damaged, rivals, turned
 from benchmarks.__main__ import main
 from benchmarks.pools import Rows, Scan, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.grids import Grid
+from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.tables import TEXT, read_rows
@@ -182,3 +183,20 @@ def test_own_spacing_is_coarsened_from_the_finest_axes(phantom_dir, monkeypatch)
     assert rivals.own_spacing(cohort, cohort.pool[0], 200000) == (1.5, 1.5, 10.0)
     coarser = rivals.own_spacing(cohort, cohort.pool[0], 50000)
     assert coarser[0] == coarser[1] == pytest.approx(3.0, rel=0.02) and coarser[2] == 10.0
+
+
+@pytest.mark.slow
+def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, capsys):
+    data, table = write_demo_data(tmp_path / "data", cases=9, shape=(24, 24, 20), spacing=2.0), tmp_path / "table.csv"
+    command = ("corrections", data, "--points", 1, 2, "--draws", 1, "--voxels", 3000, "--table", table)
+    command += ("--work", tmp_path / "work", "--strategies", "most typical", "worst predicted", "random")
+    bench(monkeypatch, *command)
+    rows, said = read_rows(table, corrections.COLUMNS), capsys.readouterr().out
+    at = {(row["strategy"], row["labelled"]): row["dice"] for row in rows}
+    assert {key[0] for key in at} == {"most typical", "worst predicted", "random 1"}
+    assert at["most typical", "1"] == at["worst predicted", "1"] == at["random 1", "1"]
+    assert len(rows) == 6 and len({row["case"] for row in rows}) == 1  # three scans of the pool, one of them judges
+    table.write_text("".join(line for line in table.read_text().splitlines(keepends=True) if ",2," not in line))
+    bench(monkeypatch, *command)
+    again = read_rows(table, corrections.COLUMNS)
+    assert sorted(again, key=str) == sorted(rows, key=str) and capsys.readouterr().out == said
