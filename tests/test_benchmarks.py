@@ -187,7 +187,8 @@ def test_own_spacing_is_coarsened_from_the_finest_axes(phantom_dir, monkeypatch)
 
 @pytest.mark.slow
 def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, capsys):
-    data, table = write_demo_data(tmp_path / "data", cases=9, shape=(24, 24, 20), spacing=2.0), tmp_path / "table.csv"
+    data = write_demo_data(tmp_path / "data", cases=9, shape=(24, 24, 20), spacing=2.0)
+    table = tmp_path / "table.csv"
     command = ("corrections", data, "--points", 1, 2, "--draws", 1, "--voxels", 3000, "--table", table)
     command += ("--work", tmp_path / "work", "--strategies", "most typical", "worst predicted", "random")
     bench(monkeypatch, *command)
