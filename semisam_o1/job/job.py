@@ -24,6 +24,7 @@ from semisam_o1.lock import lock_folder
 from semisam_o1.report.curve import curve, curve_text
 from semisam_o1.report.metrics import MEASURES, summary_text, write_csv
 from semisam_o1.report.page import write_report
+from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
@@ -145,6 +146,8 @@ class Job:
         with self._stopwatch("evaluation"):
             cases, folder = self.cohort.split(self.config.setting("split")), run.round(record.labels_round)
             results.hand_out(folder, run, cases, self.cohort.touched)
+            for name in Reviewed(run.reviewed).rejected():
+                run.ledger.remove(run.pseudo_label(name))
             results.write_review(folder, run, cases, self.cohort.class_numbers)
             rows = self.evaluate()
             with run.ledger.writing(run.metrics) as aside:

@@ -54,18 +54,18 @@ def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) 
     stale = stale_scans(job) if FUSION in done and job.config.setting("label_fusion") else []
     trained = complete and last > 0
     say_plan(job, given, before, stale, last + 1 if trained else None)
-    record.corrections.append({**given, "after_round": last})
-    if trained:
-        record.more_rounds += 1
-        record.rounds = record.best_round = last + 1
-    record.write()  # before anything is removed: a killed start goes on from here
     folder = job.run_folder.round(0)
-    for case in stale:
+    for case in stale:  # before it is recorded: a start that is killed here finds them stale again
         for path in (folder.work("fused").path(case.name), folder.label(case.name)):
             remove(path)
     if done:
         for path in (folder.quality.path, folder.calibration):
             remove(path)
+    record.corrections.append({**given, "after_round": last})
+    if trained:
+        record.more_rounds += 1
+        record.rounds = record.best_round = last + 1
+    record.write()
     return [case.name for case in stale]
 
 

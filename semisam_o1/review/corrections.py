@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Collection
 from dataclasses import replace
@@ -121,8 +122,18 @@ class Corrections:
         return self.reviewed.add(Entry(name, REJECTED))
 
     def undo(self, name: str) -> Entry | None:
-        """Take back the last step; see `Reviewed.undo`."""
-        return self.reviewed.undo(name)
+        """Take back the last step; see `Reviewed.undo`. A label that was saved in place gives way to the one before."""
+        undone, path = self.reviewed.entries().get(name), self.run.pseudo_label(name)
+        before = self.reviewed.undo(name)
+        saved = undone is not None and self.run.ledger.state(path) is State.CHANGED
+        if saved and undone is not None and checksum(path) == undone.sha256:
+            proposal = self._proposal(self.cohort.case(name))
+            given = self.reviewed.label(name) if before is not None and before.sha256 else None
+            if (label := given or (proposal[1] if proposal else None)) is not None:
+                self.run.ledger.remove(path)  # a copy is in the folder of what people gave
+                with self.run.ledger.writing(path) as aside:
+                    shutil.copyfile(label, aside)
+        return before
 
     def import_from(self, folder: str | Path) -> list[Entry]:
         """Take what people gave in another run on the same data set, as far as this one does not have it.

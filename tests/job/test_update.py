@@ -125,6 +125,7 @@ def test_a_rejected_scan_is_no_longer_learned_from(run, phantom_dir, tmp_path):
     record = found.read_record()
     assert record["set_aside"]["phantom_01"] == "rejected in review" and record["rounds"] == 3
     assert "phantom_01" not in {row["case"] for row in read_csv(found.metrics) if row["round"] == 3}
+    assert not found.pseudo_label("phantom_01").exists() and found.pseudo_label("phantom_02").is_file()
 
 
 @pytest.mark.slow

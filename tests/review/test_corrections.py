@@ -89,6 +89,17 @@ def test_a_scan_is_rejected_and_taken_back(mine):
     assert whole and entries(mine) == {}
 
 
+def test_a_label_saved_in_place_that_is_taken_back_stays_back(mine, phantom_dir):
+    handed_out = labels(mine.pseudo_labels)["phantom_02.nii.gz"]
+    saved = truth_of(phantom_dir, "phantom_02", mine.pseudo_label("phantom_02")).read_bytes()
+    review(mine.path)
+    for _ in range(2):
+        review(mine.path, undo=["phantom_02"])
+        assert entries(mine) == {}
+        np.testing.assert_array_equal(labels(mine.pseudo_labels)["phantom_02.nii.gz"], handed_out)
+    assert saved in [path.read_bytes() for path in mine.reviewed.glob("*.nii.gz")]  # and is not lost
+
+
 def test_cases_that_are_none_of_the_pool_are_refused(mine, caplog):
     _, whole = review(mine.path, accept=["phantom_00", "nobody"], reject=["phantom_03"], undo=["phantom_01"])
     assert not whole and entries(mine) == {}
