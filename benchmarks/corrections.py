@@ -110,8 +110,8 @@ def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int) -> Pool:
     return Pool(cohort, store, run, folder / "truth")
 
 
+@torch.no_grad()
 def run(options) -> None:
-    torch.set_grad_enabled(False)
     with work_folder(options) as folder:
         root = Path(options.dataset_dir or write_demo_data(folder / "data", cases=12))
         cohort = open_cohort(root, check=False)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.pseudonyms import Pseudonyms
-from semisam_o1.data.reader import ScanReader
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
-from semisam_o1.job.claim import protect_names
 from semisam_o1.job.config import Config, override
+from semisam_o1.job.reopen import cohort_of
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
@@ -25,7 +21,6 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
 SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes predictions
 
 
@@ -52,15 +47,7 @@ def evaluate_run(
     number = record["best_round"]
     if number and overrides:
         Config(prediction(folder, overrides).get())  # also if nothing is left to predict
-    kept = {name: settings[name] for name in ("need_pool", "binary_label", "channel") if name in settings}
-    kept["reader"] = ScanReader(**{name: settings[name] for name in READER if name in settings})
-    templates = record["template"]
-    protect_names(folder, pseudonyms)
-    if settings.get("pseudonyms"):
-        templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
-    kept["label_shape"] = "trust"  # the run has judged it
-    kept |= {"class_numbers": [int(number) for number in record["classes"]], "pseudonyms": pseudonyms}
-    cohort = open_cohort(dataset_dir, templates, **kept)
+    cohort = cohort_of(folder, dataset_dir, pseudonyms)
     reviewed = Reviewed(folder.reviewed)
     cohort = cohort.with_reviewed(reviewed.labels(), reviewed.rejected())
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.pseudonyms import Pseudonyms
-from semisam_o1.data.reader import ScanReader
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
-from semisam_o1.job.claim import protect_names, recover
+from semisam_o1.job.claim import recover
+from semisam_o1.job.reopen import cohort_of
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.corrections import Corrections
 from semisam_o1.review.ranking import DEFAULT, REASONS, Known, known_of, order
@@ -26,8 +23,6 @@ from semisam_o1.types import DatasetError, UserError
 
 log = logging.getLogger("semisam_o1")
 NEXT = "next: "  # before the name of the scan to look at next
-READER = [field.name for field in fields(ScanReader)]  # settings that say how scans are read
-OPENED = ("need_pool", "binary_label", "channel", "find_no_data")  # settings of `open_cohort` that a run keeps
 
 
 def review(
@@ -57,7 +52,8 @@ def review(
     run = RunFolder(run_dir)
     if case is not None and len(take) != 1:
         raise DatasetError(f"--as {case} names the case of one file; --take has {len(take)}.")
-    cohort = cohort_of(run, pseudonyms, dataset_dir)
+    cohort = cohort_of(run, dataset_dir, pseudonyms, check=False)
+    cohort = cohort.without(run.read_record().get("failed", {}))
     with lock_folder(run.path):
         recover(run)
         corrections, refused = Corrections(run, cohort), 0
@@ -89,30 +85,6 @@ def said(entry: Entry) -> str:
     if entry.voxels_changed:
         return f"{entry.what} ({entry.voxels_changed:,} voxels changed, Dice {entry.dice:.3f} with the proposal)"
     return entry.what
-
-
-def cohort_of(run: RunFolder, pseudonyms: str | Path | None = None, dataset_dir: str | Path | None = None) -> Cohort:
-    """The data set of a run, opened as the run did, without a look at the voxels of all its files.
-
-    Raises:
-        DatasetError: ``run`` is not the folder of a run, its key is missing, or its data set is not there.
-    """
-    record = run.read_record()
-    if not record:
-        raise DatasetError(f"{run.path}: no run.json there; expected the folder of a run.")
-    settings = record["settings"]
-    protect_names(run, pseudonyms)
-    root = Path(dataset_dir or settings["dataset_dir"])
-    if not root.is_dir():
-        raise DatasetError(f"{root}: the data set of {run.path} is not there. Name it: --data DIR.")
-    templates = record["template"]
-    if settings.get("pseudonyms"):
-        templates = [Pseudonyms(pseudonyms).name(template) for template in templates]
-    kept = {name: settings[name] for name in OPENED if name in settings}
-    kept["reader"] = ScanReader(**{name: settings[name] for name in READER if name in settings})
-    kept |= {"class_numbers": [int(number) for number in record["classes"]], "pseudonyms": pseudonyms}
-    cohort = open_cohort(root, templates, label_shape="trust", check=False, **kept)
-    return cohort.without(record.get("failed", {}))
 
 
 def table(run: RunFolder, cohort: Cohort, entries: dict[str, Entry], strategy: str = DEFAULT) -> str:

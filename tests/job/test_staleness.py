@@ -74,7 +74,7 @@ def test_every_id_reaches_a_stage_or_is_declared_free(phantom_dir):
 
 
 def test_what_is_free_is_a_matter_of_the_machine_or_of_the_command():
-    assert set(FREE) == MACHINE | {"dataset_dir", "output_dir", "pseudonyms", "round"}
+    assert set(FREE) == MACHINE | {"dataset_dir", "output_dir", "pseudonyms", "reviewed", "round"}
 
 
 def test_overlays_hold_nothing_but_differences():

@@ -47,7 +47,6 @@ def corrected(run, phantom_dir, made_once):
     return RunFolder(made_once("corrected", make) / "run")
 
 
-@pytest.mark.slow
 def test_a_correction_counts_and_only_what_it_changes_is_done(corrected, run, phantom_dir):
     before = RunFolder(run)
     truth = labels(phantom_dir / "labels")["phantom_01.nii.gz"]
@@ -66,7 +65,6 @@ def test_a_correction_counts_and_only_what_it_changes_is_done(corrected, run, ph
     assert "phantom_01" not in corrected.round(3).quality.read()
 
 
-@pytest.mark.slow
 def test_a_start_without_news_does_nothing(corrected, phantom_dir, tmp_path):
     again = RunFolder(shutil.copytree(corrected.path, tmp_path / "run"))
     assert command(phantom_dir, again) == 0
@@ -116,7 +114,6 @@ def run_workflow(data, run):
     Job(copy.deepcopy(job.parser.get())).run()
 
 
-@pytest.mark.slow
 def test_a_rejected_scan_is_no_longer_learned_from(run, phantom_dir, tmp_path):
     found = RunFolder(shutil.copytree(run, tmp_path / "run"))
     review(found.path, reject=["phantom_01"])
