@@ -57,6 +57,7 @@ class Job:
         self.config.cohort  # noqa: B018 - opened before anything is written
         self.record = RunRecord(self.run_folder, self.config)
         self.auto = self.config.setting("num_rounds") == "auto"
+        self.round_0_alone = False
         self._plan_rounds()
 
     @property
@@ -96,7 +97,8 @@ class Job:
         if self.run_folder.round(1).path.is_dir():
             path = self.run_folder.path
             raise DatasetError(f"{path} contains a run with trained rounds; name another folder for round 0 alone.")
-        self.record.rounds, self.record.best_round, self.auto = 0, 0, False
+        self.round_0_alone = True
+        self._plan_rounds()
         self.run()
 
     def alone(self, name: str, round: int = 0) -> None:
@@ -168,7 +170,9 @@ class Job:
 
     def _plan_rounds(self) -> None:
         """The rounds of the settings, and those that corrections called for; the latter end the search of ``auto``."""
-        if self.auto and self.record.more_rounds:
+        if self.round_0_alone:
+            self.auto, self.record.rounds = False, 0
+        elif self.auto and self.record.more_rounds:
             self.auto = False
         elif not self.auto and self.config.setting("num_rounds") != "auto":
             self.record.rounds = int(self.config.setting("num_rounds")) + self.record.more_rounds

@@ -134,3 +134,14 @@ def test_a_reviewed_test_case_is_truth_and_never_trains(run, phantom_dir, tmp_pa
     assert command(data, found) == 0
     assert found.rounds() == [0, 1, 2] and json.loads(found.record.read_text())["corrections"] == []
     assert any(row["split"] == "test" for row in read_csv(found.metrics))
+
+
+def test_round_0_alone_learns_without_a_round(phantom_dir, tmp_path):
+    found = RunFolder(tmp_path / "run")
+    start = ["propagate", str(phantom_dir), "--output", str(found.path), "--device", "cpu", *small()]
+    assert main(start) == 0
+    correct(found, phantom_dir, "phantom_01")
+    for more in ([], ["--restart-from", "propagation"]):
+        assert main([*start, *more]) == 0
+        assert found.rounds() == [0] and found.read_record()["rounds"] == 0
+        assert Fused.atlases_of(found.round(0).work("fused"), "phantom_02") == (["phantom_01"], [])
