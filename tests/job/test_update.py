@@ -72,7 +72,6 @@ def test_a_start_without_news_does_nothing(corrected, phantom_dir, tmp_path):
     assert_same_labels(again.pseudo_labels, corrected.pseudo_labels)
 
 
-@pytest.mark.slow
 def test_a_repeat_from_round_0_is_a_new_run_with_the_same_labels(corrected, phantom_dir, tmp_path):
     again, new = RunFolder(shutil.copytree(corrected.path, tmp_path / "run")), RunFolder(tmp_path / "new")
     assert command(phantom_dir, again, "--restart-from", "propagation") == 0

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from semisam_o1.cli import main
+from semisam_o1.job.reopen import cohort_of
 from semisam_o1.job.review import review
 from semisam_o1.lock import lock_folder
+from semisam_o1.review.corrections import Corrections
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from tests.jobs import labels
@@ -111,3 +113,12 @@ def test_a_run_that_is_at_work_is_left_alone(mine, capsys):
     with lock_folder(mine.path):
         assert main(["review", str(mine.path), "--accept", "phantom_01"]) == 2
     assert "being worked on" in capsys.readouterr().err and not mine.reviewed.exists()
+
+
+def test_a_label_changed_in_the_folder_is_taken_anew_and_one_that_no_longer_fits_is_named(mine, phantom_dir, caplog):
+    review(mine.path, accept=["phantom_01", "phantom_02"])
+    truth_of(phantom_dir, "phantom_01", mine.reviewed / "phantom_01.nii.gz")
+    truth_of(phantom_dir, "phantom_02", mine.reviewed / "phantom_02.nii.gz", lambda array: array[:-1])
+    found = Corrections(mine, cohort_of(mine, check=False)).usable()
+    assert list(found) == ["phantom_01"] and entries(mine)["phantom_01"].what == "corrected"
+    assert "phantom_02" in caplog.text and "It is not used, and stays where it is." in caplog.text
