@@ -27,7 +27,7 @@ from semisam_o1.files import read_json
 from semisam_o1.round_0.alignment import centred_points, rotation, sample
 from semisam_o1.round_0.calibration import Calibration
 from semisam_o1.round_0.passes import FirstPass
-from semisam_o1.round_0.propagation import label_radius
+from semisam_o1.round_0.propagation import Reference, label_radius
 from semisam_o1.round_0.quality import WayBack, evidence
 from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RunFolder
@@ -68,7 +68,8 @@ def run(options) -> None:
         for kind, label in {"good": propagated, **spoiled}.items():
             hard = F.one_hot(label.argmax(0), cohort.num_classes).movedim(-1, 0).float()
             stands = label if kind == "wrong start" else propagated
-            quality = calibration.predict(evidence(template, hard, stands, way, found.step_mm, float(dissimilarity)))
+            spoilt = Reference(found.tokens, hard)
+            quality = calibration.predict(evidence(template, spoilt, stands, way, found.step_mm, float(dissimilarity)))
             dice = dice_of(to_grid(label, found.affine, found.scan).argmax(0), case, cohort)
             rows.append((kind, dice, quality.predicted_dice, quality.reverse_consistency, quality.agreement))
     report(rows)

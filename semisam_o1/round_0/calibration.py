@@ -20,8 +20,9 @@ MODIFIED = (0.5, 2.0)  # the limits of their product
 SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
 FOUR_IN_FIVE = 1.28  # standard deviations
 ODD_DEVIATIONS = 4  # of the pool; a class beyond them, and beyond the limits below, is odd
-ODD_VOLUME, ODD_SHIFT = np.log(1.5), 0.4  # logarithm of a factor; radii of the class
-LEAST_VOLUME, LEAST_SHIFT = 0.1, 0.1  # least deviation over a pool
+ODD_VOLUME, ODD_SHIFT, ODD_LOOK = np.log(1.5), 0.4, 0.5  # logarithm of a factor; radii of the class; of the median
+LEAST_VOLUME, LEAST_SHIFT, LEAST_LOOK = 0.1, 0.1, 0.01  # least deviation over a pool
+SCATTERED = ("volume", "shift", "look")
 FAR = 1.5  # times the median distance of the pool: plain scans reach 1.31, pure noise and half a scan 1.54 to 2.4
 
 
@@ -41,14 +42,19 @@ class Scatter(NamedTuple):
         deviation = 1.48 * _medians(np.abs(np.stack(finite) - median))
         return cls(median, np.maximum(np.nan_to_num(deviation), least))
 
+    def beyond(self, values: np.ndarray, least: float | np.ndarray) -> np.ndarray:
+        """How far ``values`` (classes,) are from the median; 0 within `ODD_DEVIATIONS`, within ``least``, for NaN."""
+        excess = values - self.median
+        return np.where(np.abs(excess) > np.maximum(ODD_DEVIATIONS * self.deviation, least), excess, 0)
+
 
 class Calibration(NamedTuple):
     """How the evidence of a label becomes a predicted Dice.
 
     factor: (classes,), true error over expected error. spread: standard deviation of its logarithm over labels.
     reverse_consistency: (classes,), the median of the pool. dissimilarity, back_residual: the medians of the pool; the
-    second is NaN in files of earlier versions. volume, shift: of each class over the pool, see `Evidence`; None in
-    files of earlier versions.
+    second is NaN in files of earlier versions. volume, shift, look: of each class over the pool, see `Evidence`; None
+    in files of earlier versions.
     """
 
     factor: np.ndarray
@@ -58,6 +64,7 @@ class Calibration(NamedTuple):
     back_residual: float = math.nan
     volume: Scatter | None = None
     shift: Scatter | None = None
+    look: Scatter | None = None
 
     def content(self) -> dict[str, Any]:
         """As plain values, for a JSON file."""
@@ -68,7 +75,7 @@ class Calibration(NamedTuple):
         arrays = {key: np.array(content[key], float) for key in ("factor", "reverse_consistency")}
         scatters = {
             key: Scatter(*(np.array(part, float) for part in content[key]))
-            for key in ("volume", "shift")
+            for key in SCATTERED
             if content.get(key) is not None
         }
         return cls(**{**content, **arrays, **scatters})
@@ -96,19 +103,24 @@ class Calibration(NamedTuple):
         )
 
     def _odd(self, found: Evidence) -> dict[int, str]:
-        """The classes with a volume or a place, against the template, that no other scan of the pool has, in words.
+        """The classes with a volume, a place or a look, against the template, that no other scan of the pool has.
 
         Such a class is often another structure that looks alike, or a part of it.
         """
         odd: dict[int, str] = {}
         if self.volume is None or self.shift is None or found.volume is None or found.shift is None:
             return odd
-        for index, (volume, shift) in enumerate(zip(found.volume, found.shift)):
-            usual, far = volume - self.volume.median[index], shift - self.shift.median[index]
-            if abs(usual) > max(ODD_DEVIATIONS * self.volume.deviation[index], ODD_VOLUME):
-                odd[index] = f"{np.exp(usual):.2g} times its usual volume"
-            elif far > max(ODD_DEVIATIONS * self.shift.deviation[index], ODD_SHIFT):
-                odd[index] = f"{shift:.2g} of its radius from its place"
+        volume, shift = self.volume.beyond(found.volume, ODD_VOLUME), self.shift.beyond(found.shift, ODD_SHIFT)
+        look = np.zeros(len(volume))
+        if self.look is not None and found.look is not None:
+            look = self.look.beyond(found.look, ODD_LOOK * self.look.median)
+        for index in range(len(volume)):
+            if volume[index]:
+                odd[index] = f"{np.exp(volume[index]):.2g} times its usual volume"
+            elif shift[index] > 0:
+                odd[index] = f"{found.shift[index]:.2g} of its radius from its place"
+            elif look[index] > 0:
+                odd[index] = f"it looks {found.look[index] / self.look.median[index]:.2g} times as unlike as usual"
         return odd
 
     def _doubt(self, found: Evidence) -> str:
@@ -165,9 +177,9 @@ def calibrate(
     distance, residual = (
         float(np.median([getattr(one, name) for one in pool])) for name in ("dissimilarity", "back_residual")
     )
-    volume = Scatter.of([one.volume for one in pool if one.volume is not None], LEAST_VOLUME)
-    shift = Scatter.of([one.shift for one in pool if one.shift is not None], LEAST_SHIFT)
-    return Calibration(np.exp(factor), spread, back, distance, residual, volume, shift)
+    least = zip(SCATTERED, (LEAST_VOLUME, LEAST_SHIFT, LEAST_LOOK))
+    measures = [([getattr(one, name) for one in pool if getattr(one, name) is not None], one) for name, one in least]
+    return Calibration(np.exp(factor), spread, back, distance, residual, *(Scatter.of(*one) for one in measures))
 
 
 def _plain(value: Any) -> Any:

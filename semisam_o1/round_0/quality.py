@@ -72,7 +72,8 @@ class Evidence(NamedTuple):
     agreement: soft Dice with the probabilities of round 0. reverse_consistency: see `Quality`. Both NaN for a class
     that is nowhere. volume: logarithm of its volume over that of the template's class, after the way back to the
     template; -inf if nothing is left. shift: distance of its centre from the template's, in radii of the class; NaN if
-    nothing is left. The others: see `Quality`.
+    nothing is left. look: distance of its mean descriptor from that of the template's class; NaN if it has no token.
+    The others: see `Quality`.
     """
 
     agreement: np.ndarray
@@ -83,6 +84,7 @@ class Evidence(NamedTuple):
     roughness: float
     volume: np.ndarray | None = None
     shift: np.ndarray | None = None
+    look: np.ndarray | None = None
 
 
 class WayBack(NamedTuple):
@@ -147,28 +149,39 @@ def reverse_consistency(label: Probabilities, template: Reference, back: WayBack
 
 def evidence(
     template: Reference,
-    label: Probabilities,
+    scan: Reference,
     propagated: Probabilities,
     back: WayBack,
     step_mm: float,
     dissimilarity: float,
 ) -> Evidence:
-    """Evidence of the quality of ``label`` (num_classes, H', W', D'), class shares on the scan's tokens.
+    """Evidence of the quality of the label of ``scan``.
 
     Args:
         template: with its label, on its own tokens. propagated: the final probabilities of round 0.
         back: see `back_propagate`. dissimilarity: see `Quality`.
     """
-    warped = sample_label(hard(label), back.points, step_mm)
+    label = hard(scan.label)
+    warped = sample_label(label, back.points, step_mm)
     return Evidence(
-        soft_dices(hard(label), propagated, "product").numpy(),
+        soft_dices(label, propagated, "product").numpy(),
         soft_dices(warped, template.label).numpy(),
         dissimilarity,
         back.residual,
         nonpositive_jacobian(back.points, 1 - template.label[0]),
-        roughness(label),
+        roughness(scan.label),
         *shape_of_classes(warped, template.label),
+        look_of_classes(Reference(scan.tokens, label), template),
     )
+
+
+def look_of_classes(scan: Reference, template: Reference) -> np.ndarray:
+    """``look`` of `Evidence`, (classes,): the descriptors hold intensities and texture at several sizes."""
+    means = []
+    for one in (scan, template):
+        weights = one.label[1:].flatten(1)
+        means.append(weights @ one.tokens.flatten(1).T.float() / weights.sum(1, keepdim=True))
+    return (means[0] - means[1]).norm(dim=1).numpy()
 
 
 def shape_of_classes(warped: Probabilities, label: Probabilities) -> tuple[np.ndarray, np.ndarray]:

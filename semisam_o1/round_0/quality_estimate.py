@@ -17,6 +17,7 @@ from semisam_o1.files import read_json
 from semisam_o1.report.overlap import soft_dices
 from semisam_o1.round_0.calibration import Calibration
 from semisam_o1.round_0.passes import FirstPass, left_out
+from semisam_o1.round_0.propagation import Reference
 from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
@@ -66,7 +67,8 @@ class QualityEstimate:
         else:
             propagated = FirstPass.load(self.records, case.name, "probabilities").probabilities
             distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
-        judge = functools.partial(evidence, template.reference, shares, propagated)
+        labelled = Reference(found.tokens, shares)
+        judge = functools.partial(evidence, template.reference, labelled, propagated)
         judged = judge(way, found.step_mm, float(distance))
         checked = self.back.has(case.name, "checked")  # once: it does not depend on the label
         if first.template and not checked and np.nanmean(judged.reverse_consistency) < DOUBTFUL:

@@ -18,6 +18,7 @@ from semisam_o1.round_0.quality import (
     back_from,
     back_propagate,
     evidence,
+    look_of_classes,
     nonpositive_jacobian,
     roughness,
     shape_of_classes,
@@ -88,10 +89,10 @@ def spoiled(label):
 @pytest.fixture(scope="module")
 def judge(carried):
     """Label, its probabilities -> quality, by the usual factor and a pool of one good label."""
-    template, _, found, back = carried
+    template, scan, found, back = carried
 
     def look(label, probabilities):
-        return evidence(template, label, probabilities, back, STEP, 0.1)
+        return evidence(template, Reference(scan.tokens, label), probabilities, back, STEP, 0.1)
 
     good = one_hot(found.probabilities.argmax(0).numpy())
     calibration = calibrate([look(good, found.probabilities)])
@@ -200,8 +201,18 @@ def test_volume_and_place_of_a_class_by_hand():
     np.testing.assert_allclose(shift, [2 / (3 * 8 / (4 * np.pi)) ** (1 / 3), np.nan], rtol=1e-5)
 
 
-def shaped(volume, shift):
-    return known([0.8, 0.8], [0.9, 0.9])._replace(volume=np.log(volume), shift=np.array(shift))
+def test_the_look_of_a_class_by_hand():
+    tokens, label = torch.zeros(2, 4, 1, 1), torch.zeros(4, 4, 1, 1)
+    tokens[0, :2], tokens[1, 2] = torch.tensor([1.0, 3.0])[:, None, None], 5
+    label[1, :2], label[2, 2], label[0, 3] = 1, 1, 1
+    other = torch.zeros_like(tokens)
+    other[0, :2] = 5
+    found = look_of_classes(Reference(tokens.half(), label), Reference(other, label))
+    np.testing.assert_allclose(found, [3, 5, np.nan])
+
+
+def shaped(volume, shift, look=(1.0, 1.0)):
+    return known([0.8, 0.8], [0.9, 0.9])._replace(volume=np.log(volume), shift=np.array(shift), look=np.array(look))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +231,15 @@ def test_a_class_that_no_other_scan_has_so_is_odd(volume, shift, said):
     found = Calibration.of_content(calibrate(pool).content()).predict(shaped(volume, shift))
     assert found.odd == said
     assert found.row([0, 3, 7])["odd"] == ("; ".join(f"{(3, 7)[i]}: {text}" for i, text in said.items()) or None)
+
+
+def test_a_class_that_looks_like_no_other_is_odd():
+    pool = [shaped([1.0, 1.0], [0.1, 0.1], [look, np.nan]) for look in (0.9, 1.0, 1.1, 1.0)]
+    settled = Calibration.of_content(calibrate(pool).content())
+    assert settled.predict(shaped([1.0, 1.0], [0.1, 0.1], [1.4, 3.0])).odd == {}
+    assert settled.predict(shaped([1.0, 1.0], [0.1, 0.1], [2.0, np.nan])).odd == {
+        0: "it looks 2 times as unlike as usual"
+    }
 
 
 def test_a_class_that_varies_over_the_pool_is_not_odd():
