@@ -140,8 +140,11 @@ class Job:
     def finish(self) -> None:
         """Write the final labels, metrics, review list, trained bundle and report."""
         run, record = self.run_folder, self.record
-        record.labels_round = selection.labels_round(run, record.best_round)
-        doubts = selection.doubts(run, record.best_round, record.labels_round)
+        gain = selection.expected_gain(run, record.best_round, self.cohort)
+        if record.best_round and gain is not None:
+            log.info("expected gain of mean Dice by training, over round 0: %+.3f", gain)
+        record.labels_round = selection.labels_round(record.best_round, gain)
+        doubts = selection.doubts(run, record.best_round, record.labels_round, gain)
         for doubt in doubts:
             log.warning(doubt)
         record.warnings = [*doubts, *warnings(self.cohort.problems)]

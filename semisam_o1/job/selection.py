@@ -1,15 +1,18 @@
-"""Selection of the best round by predicted Dice, without truth, and the change of labels between rounds."""
+"""Which round is best, and whether its labels are better than those of round 0, without truth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.report.overlap import mean_dice
+from semisam_o1.round_0.quality_estimate import copies_compared
 from semisam_o1.runfolder import RoundFolder, RunFolder
 
-WORSE = 0.035  # drop of mean predicted Dice that gives a warning; successful trainings lost up to 0.027
-FAILED = 0.06  # drop after which the labels of round 0 are handed out
+WORSE = 0.035  # drop of mean predicted Dice that gives a warning where there are no copies; good ones lost 0.027
+CLEAR = 0.01  # expected loss of Dice from which on the labels of round 0 are better
 
 
 def mean_predicted_dice(folders: Sequence[RoundFolder]) -> list[float]:
@@ -44,37 +47,59 @@ def best_round(quality: Mapping[int, float], tolerance: float) -> int:
     return max(number for number in quality if quality[number] >= max(quality.values()) - tolerance)
 
 
-def labels_round(run: RunFolder, best: int) -> int:
-    """The round whose labels are handed out: ``best``, or 0 if its labels are judged clearly better.
+def labels_round(best: int, gain: float | None) -> int:
+    """The round whose labels are handed out: ``best``, or 0 if its labels are expected to be better by `CLEAR`.
 
-    The predicted Dice of a trained label falls even where the label improves, since it is compared with round 0: by up
-    to 0.03 on hearts and hippocampi. A fall by more than `FAILED` is a failed training. It is known only if the network
-    labelled the copies too.
+    ``gain``: `expected_gain` of ``best``.
     """
-    first, final = run.round(0), run.round(best)
-    if best == 0 or not (first.quality.path.exists() and final.calibration.exists()):
-        return best
-    before, after = mean_predicted_dice([first, final])
-    return 0 if after < before - FAILED else best
+    return 0 if gain is not None and gain < -CLEAR else best
 
 
-def doubts(run: RunFolder, best: int, handed_out: int) -> list[str]:
-    """Warnings for users of the model of round ``best`` and of the labels of round ``handed_out``."""
-    folders = [run.round(number) for number in (0, best)]
-    first, final = mean_predicted_dice(folders)
-    if not all(folder.quality.path.exists() for folder in folders):
-        return []
-    figures = f"mean predicted Dice {final:.3f}, {first:.3f} in round 0"
-    if handed_out < best:
+def expected_gain(run: RunFolder, number: int, cohort: Cohort) -> float | None:
+    """By how much the mean Dice of the network of a round is expected to exceed that of round 0, over the pool.
+
+    On copies of the template the true Dice of both is known. But copies carry the template's own label, which round 0
+    carries over, too; and they look strange to a network that never saw one. Both show in how much the network and
+    round 0 disagree on copies. What they disagree less on scans counts for the network.
+
+    Returns None if the network labelled no copies, or no scan has both labels.
+    """
+    if number == 0:
+        return 0.0
+    copies, scans = copies_compared(run, number), []
+    if not copies:
+        return None
+    for case in cohort.untouched:
+        paths = run.round(0).label(case.name), run.round(number).prediction(case.name)
+        if all(path.is_file() for path in paths):
+            first, last = (cohort.label(case, path) for path in paths)
+            scans.append(mean_dice(first, last, cohort.num_classes))
+    if not scans:
+        return None
+    of_network, of_round_0, agreement = np.mean(copies, axis=0)
+    return float(of_network - of_round_0 + np.mean(scans) - agreement)
+
+
+def doubts(run: RunFolder, best: int, handed_out: int, gain: float | None) -> list[str]:
+    """Warnings for users of the model of round ``best`` and of the labels of round ``handed_out``.
+
+    ``gain``: `expected_gain` of ``best``.
+    """
+    if handed_out < best and gain is not None:
         text = (
-            f"The labels of round {best} are judged to be worse than those of round 0 ({figures}): the training was "
-            "too short or failed. Handed out are the labels of round 0. Train longer (max_iterations)."
+            f"The labels of round {best} are expected to be worse than those of round 0 (by "
+            f"{-gain:.3f} in mean Dice): the training was too short, the scans were "
+            "too few, or it failed. Handed out are the labels of round 0. Train longer (max_iterations)."
         )
         return [text]
-    if final >= first - WORSE:
+    folders = [run.round(number) for number in (0, best)]
+    first, final = mean_predicted_dice(folders)
+    judged = all(folder.quality.path.exists() for folder in folders)
+    if not judged or final >= first - WORSE or gain is not None:
         return []
     text = (
-        f"The final labels, of round {best}, are judged to be worse than those of round 0 ({figures}): the training "
-        f"was too short or failed. Take {folders[0].labels}, or train longer (max_iterations)."
+        f"The final labels, of round {best}, are judged to be worse than those of round 0 (mean predicted Dice "
+        f"{final:.3f}, {first:.3f} in round 0): the training was too short or failed. Take {folders[0].labels}, or "
+        "train longer (max_iterations)."
     )
     return [text]

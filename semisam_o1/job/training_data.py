@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.features import FeatureStore
+from semisam_o1.job.selection import expected_gain, labels_round
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 
@@ -30,13 +31,19 @@ def labelled_items(cases: Sequence[Case]) -> list[dict]:
 
 
 def training_items(cohort: Cohort, output_dir: str | Path, round: int, min_predicted_dice: float = 0.0) -> list[dict]:
-    """Training items of round ``round``: labelled scans, untouched pool scans with labels of the previous round.
+    """Training items of round ``round``: labelled scans, untouched pool scans with the best labels so far.
+
+    These are the labels of the previous round, or of round 0 if they are expected to be better, see `labels_round`.
 
     A pool scan is left out if it has no such label (its propagation failed) or if the label's predicted Dice is below
     ``min_predicted_dice``. So is a scan whose label has none, because nobody can tell how good it is: few labels are,
     and a wrong one costs more than one scan less. If all labels would be left out, all are used. 0 leaves none out.
     """
-    before = RunFolder(output_dir).round(round - 1)
+    run = RunFolder(output_dir)
+    best = labels_round(round - 1, expected_gain(run, round - 1, cohort))
+    if best < round - 1:
+        log.info("round %d learns from labels of round 0: round %d is expected to be worse", round, round - 1)
+    before = run.round(best)
     items = [case.item() | {"labelled": True} for case in cohort.labelled]
     pool = [case for case in cohort.untouched if before.label(case.name).exists()]
     known = {name: row["predicted_dice"] for name, row in before.quality.read().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -22,7 +23,7 @@ from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, ev
 from semisam_o1.round_0.templates import reference, templates_of
 from semisam_o1.round_0.way_back import TemplatesWayBack, save_way_back, way_back
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import Case
+from semisam_o1.types import Case, Probabilities
 
 DOUBTFUL = 0.7  # reverse consistency below which the reverse alignment itself is doubted
 
@@ -86,7 +87,29 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
 
     Both lists are empty if the network of the round has not labelled the copies.
     """
-    made, true, agreement = run.round(0).work("copies"), [], []
+    true, agreement = [], []
+    for label, probabilities, truth in _labelled_copies(run, round):
+        true.append(soft_dices(label, truth).numpy())
+        agreement.append(soft_dices(label, probabilities, "product").numpy())
+    return true, agreement
+
+
+def copies_compared(run: RunFolder, round: int) -> list[tuple[float, float, float]]:
+    """Of each copy that the network of ``round`` labelled: mean Dice of its label and of round 0's, and of both."""
+    found = []
+    for label, probabilities, truth in _labelled_copies(run, round):
+        first = hard(probabilities)
+        found.append((_mean_dice(label, truth), _mean_dice(first, truth), _mean_dice(label, first)))
+    return found
+
+
+def _mean_dice(one: Probabilities, other: Probabilities) -> float:
+    return float(np.nanmean(soft_dices(one, other).numpy()))
+
+
+def _labelled_copies(run: RunFolder, round: int) -> Iterator[tuple[Probabilities, Probabilities, Probabilities]]:
+    """One-hot label of ``round``, probabilities of round 0, and one-hot truth of each copy, (num_classes, H, W, D)."""
+    made = run.round(0).work("copies")
     for name in made.names():
         probabilities, truth = made.load(name, ["probabilities", "truth"])
         label = hard(probabilities)
@@ -96,9 +119,7 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
                 continue
             predicted = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj).astype(np.int64)
             label = one_hot(torch.from_numpy(predicted), len(label))
-        true.append(soft_dices(label, one_hot(truth, len(label))).numpy())
-        agreement.append(soft_dices(label, probabilities, "product").numpy())
-    return true, agreement
+        yield label, probabilities.float(), one_hot(truth, len(label))
 
 
 def one_hot(numbers: torch.Tensor, count: int) -> torch.Tensor:

@@ -3,9 +3,10 @@
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from semisam_o1.files import write_text
-from semisam_o1.job.selection import best_round, change, doubts, labels_round, mean_predicted_dice
+from semisam_o1.job.selection import best_round, change, doubts, expected_gain, labels_round, mean_predicted_dice
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case
@@ -34,7 +35,7 @@ def test_rounds_are_compared_by_the_labels_that_each_can_tell(tmp_path):
     """A poor label that falls into doubt must not raise the mean of its round."""
     folders = [judged(tmp_path / "round_0", 0.4, 0.8, None), judged(tmp_path / "round_1", None, 0.7, 0.9)]
     assert mean_predicted_dice(folders) == pytest.approx([0.8, 0.7])
-    assert doubts(RunFolder(tmp_path), 1, 1)
+    assert doubts(RunFolder(tmp_path), 1, 1, None)
     assert mean_predicted_dice([judged(tmp_path / "round_2", None), folders[0]]) == [0, 0]
 
 
@@ -67,7 +68,7 @@ def test_the_last_round_within_the_tolerance_is_best():
 def test_labels_judged_clearly_worse_than_round_0_are_doubted(tmp_path, ended, said):
     judged(tmp_path / "round_0", 0.7)
     judged(tmp_path / "round_2", ended)
-    found = doubts(RunFolder(tmp_path), 2, 2)
+    found = doubts(RunFolder(tmp_path), 2, 2, None)
     assert len(found) == said
     if said:
         assert "round 2" in found[0] and "0.660, 0.700" in found[0]
@@ -76,17 +77,39 @@ def test_labels_judged_clearly_worse_than_round_0_are_doubted(tmp_path, ended, s
 def test_nothing_is_doubted_that_was_not_judged(tmp_path):
     judged(tmp_path / "round_0", 0.7)
     write_text(tmp_path / "round_1" / "uncertainty.csv", "case,uncertainty\n")
-    assert doubts(RunFolder(tmp_path), 1, 1) == []
+    assert doubts(RunFolder(tmp_path), 1, 1, None) == []
 
 
-@pytest.mark.parametrize(("ended", "handed_out"), [(0.70, 2), (0.65, 2), (0.63, 0)])
-def test_labels_of_round_0_are_handed_out_if_copies_say_that_training_failed(tmp_path, ended, handed_out):
+def copy(run, number, truth, first, last):
+    """A copy of the template with its truth, and its labels of round 0 and of round 2, of one class."""
+    probabilities = torch.eye(2)[torch.tensor(first)].T.reshape(2, -1, 1, 1)
+    truth = torch.tensor(truth, dtype=torch.int16).reshape(-1, 1, 1)
+    run.round(0).work("copies").save(f"copy_{number}", {"probabilities": probabilities}, {"truth": truth})
+    label(run.round(2).copy(f"copy_{number}"), *last)
+
+
+def test_what_the_network_differs_more_on_copies_than_on_scans_is_no_loss(tmp_path):
+    run, cohort = RunFolder(tmp_path), pool_of(tmp_path, "a", "not labelled")
+    assert expected_gain(run, 0, cohort) == 0 and expected_gain(run, 2, cohort) is None
+    copy(run, 1, [1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0])  # of round 0: 1; of the network: 2/3, and so with round 0
+    assert expected_gain(run, 2, cohort) is None  # no scan has labels of both
+    label(run.round(0).label("a"), 1, 1, 0, 0)
+    label(run.round(2).prediction("a"), 1, 1, 0, 0)
+    assert expected_gain(run, 2, cohort) == pytest.approx(2 / 3 - 1 + 1 - 2 / 3)
+    label(run.round(2).prediction("a"), 0, 1, 1, 0)  # they agree by 0.5
+    copy(run, 2, [0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0])  # of round 0: 0.5; of the network: 1; they agree by 0.5
+    found = expected_gain(run, 2, cohort)
+    assert found == pytest.approx((2 / 3 + 1) / 2 - 0.75 + 0.5 - (2 / 3 + 0.5) / 2)
+
+
+@pytest.mark.parametrize(("gain", "handed_out"), [(None, 2), (0.1, 2), (-0.009, 2), (-0.011, 0)])
+def test_labels_of_round_0_are_handed_out_if_training_is_expected_to_lose(tmp_path, gain, handed_out):
+    assert labels_round(2, gain) == handed_out
+    said = doubts(RunFolder(tmp_path), 2, handed_out, gain)
+    assert any("Handed out are the labels of round 0" in text for text in said) == (handed_out == 0)
+
+
+def test_a_known_gain_silences_the_doubt_by_predicted_dice(tmp_path):
     judged(tmp_path / "round_0", 0.7)
-    judged(tmp_path / "round_2", ended)
-    run = RunFolder(tmp_path)
-    assert labels_round(run, 2) == 2  # the network labelled no copies: the judgements cannot be compared
-    write_text(run.round(2).calibration, "{}")
-    assert labels_round(run, 2) == handed_out and labels_round(run, 0) == 0
-    assert any("Handed out are the labels of round 0" in text for text in doubts(run, 2, handed_out)) == (
-        handed_out == 0
-    )
+    judged(tmp_path / "round_2", 0.6)
+    assert doubts(RunFolder(tmp_path), 2, 2, None) and not doubts(RunFolder(tmp_path), 2, 2, 0.0)
