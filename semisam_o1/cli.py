@@ -152,6 +152,12 @@ def parser() -> argparse.ArgumentParser:
     _pseudonyms(review)
     review.set_defaults(action=_review)
 
+    export = commands.add_parser("export", help="give a run's labels to MONAI Label, as suggestions")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--to", choices=("monailabel",), required=True, help="the program that gets the labels")
+    export.add_argument("where", metavar="STUDIES", help="a studies folder, or the address of a server: http://...")
+    export.set_defaults(action=_export)
+
     validate = commands.add_parser("validate", help="check a data set before a run")
     validate.add_argument("dataset_dir", metavar="DIR")
     validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
@@ -364,6 +370,14 @@ def _review(options) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     steps = (options.accept, options.take, options.case, options.reject, options.undo)
     text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=options.data)
+    say(text)
+    return int(not whole)
+
+
+def _export(options) -> int:
+    from semisam_o1.clinic.export import export
+
+    text, whole = export(options.run, options.where)
     say(text)
     return int(not whole)
 
