@@ -25,6 +25,7 @@ from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
 TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
+UNLIKE = 1.15  # times the descriptor distance of another pose; one beyond it is no better, whatever its way back says
 
 
 class Carried(NamedTuple):
@@ -38,6 +39,16 @@ class Carried(NamedTuple):
     frame: str
     back: TemplatesWayBack | None = None
     worth: float = float("nan")
+
+
+def is_better(other: Carried, best: Carried, margin: float) -> bool:
+    """Whether the pose of ``other`` is better: its reverse consistency is higher, and the scan fits about as well.
+
+    A way back can fail from the right pose and succeed from one that is off; then the distances of the descriptors
+    tell.
+    """
+    fits = other.result.residual <= UNLIKE * best.result.residual
+    return fits and other.worth > best.worth + margin
 
 
 class Propagation:
@@ -64,7 +75,7 @@ class Propagation:
         descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to
         the best template is used, or, if nothing was aligned, the one with the lower entropy. A scan that may lie
         turned relative to its best template, see `pose.search`, is propagated to again in that pose. It is taken if
-        the label's places find their like there and back clearly better: by its reverse consistency.
+        the label's places find their like there and back clearly better, see `is_better`.
         """
         found = self.store.load(name)
         turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in self.templates]
@@ -94,7 +105,7 @@ class Propagation:
             features = self.poses.features(name, frame)
             result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
             best, other = (self._judged(one) for one in (best, Carried(features, result, frame)))
-            if other.worth > best.worth + (TURN_MARGIN if best.frame == upright.frame else 0):
+            if is_better(other, best, TURN_MARGIN if best.frame == upright.frame else 0):
                 best = other
         self.poses.keep(name, best.frame)
         if best.frame != upright.frame:
