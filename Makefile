@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLINIC := .venv-clinic
+CLINIC_READY := $(CLINIC)/.ready
 
 # Enough for made-up scans, in under six minutes on two cores.
 DEMO_ARGS ?= --rounds 2 --set max_iterations=650 first_round_factor=1 learning_rate=0.005 pool_batch=1 affine_prob=0.4 view_turn=0
@@ -17,7 +19,7 @@ CODE := semisam_o1 tests benchmarks docs setup.py
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test fuzz demo bench wheel dist clean
+.PHONY: help setup check test clinic fuzz demo bench wheel dist clean
 
 help:  ## what there is (this list)
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | \
@@ -54,6 +56,19 @@ test: setup  ## every test; PYTEST_ARGS="-m 'not slow'" leaves the long ones out
 	$(BIN)/python -m pytest -n 2 --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.coverage $(if $(PYTEST_ARGS),--report-only)
 
+# MONAI Label in an environment of its own (some three minutes), and the tests that start its server. sam2 must see the
+# torch that is there: built in isolation it fetches another one with several GB of CUDA libraries.
+$(CLINIC_READY): setup.cfg setup.py pyproject.toml constraints-clinic.txt
+	@$(CLINIC)/bin/python -c "$(NEW_ENOUGH)" 2>/dev/null || $(PYTHON) -m venv --clear $(CLINIC)
+	@echo "Installing MONAI Label, the package and their pinned dependencies into $(CLINIC)"
+	@$(CLINIC)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-clinic.txt torch setuptools wheel
+	@SAM2_BUILD_CUDA=0 $(CLINIC)/bin/python -m pip install -qq --disable-pip-version-check --no-build-isolation \
+	    -c constraints-clinic.txt monailabel pytest pytest-cov pytest-xdist hypothesis -e .
+	@touch $@
+
+clinic: $(CLINIC_READY)  ## tests of the bundle in a real MONAI Label server, in .venv-clinic
+	$(CLINIC)/bin/python -m pytest tests/clinic $(PYTEST_ARGS)
+
 # A wrong end is printed with its seed: python -m tests.hostile.fuzz --seed SEED --only FAMILY/NAME tries it again.
 fuzz: setup  ## bad inputs and faults with new seeds, for FUZZ_SECONDS (300)
 	$(BIN)/python -m tests.hostile.fuzz --seconds $(FUZZ_SECONDS)
@@ -83,5 +98,5 @@ dist: setup  ## wheel and source distribution in dist/, checked by twine
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## removes what the other targets made, .venv too; data and weights stay
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .coverage* *.egg-info
+	rm -rf $(VENV) $(CLINIC) build dist demo .pytest_cache .mypy_cache .ruff_cache .coverage* *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
