@@ -11,7 +11,7 @@ setup(
     packages=[*find_packages(include=["semisam_o1", "semisam_o1.*"]), "semisam_o1.bundle"],
     package_dir={"semisam_o1.bundle": "bundles/semisam_o1"},
     package_data={"semisam_o1.bundle": ["**/*"], "semisam_o1": ["py.typed"], "semisam_o1.report": ["templates/*.j2"]},
-    # Weights that someone trained in place are theirs, and large.
-    exclude_package_data={"semisam_o1.bundle": [f"models/*.{end}" for end in ("pt", "pth", "ts", "onnx")]},
+    # Weights that someone trained in place are theirs, and large. model.ts is a note for MONAI Label.
+    exclude_package_data={"semisam_o1.bundle": [f"models/*.{end}" for end in ("pt", "pth", "onnx")]},
     include_package_data=False,
 )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "semisam_o1"
 SOURCES = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "semisam_o1", "bundles")
 # Git ignores trained weights, and setup.py leaves them out.
-NOT_SHIPPED = {".pt", ".pth", ".ts", ".onnx", ".pyc"}
+NOT_SHIPPED = {".pt", ".pth", ".onnx", ".pyc"}
 
 
 def files_below(folder: Path, *suffixes: str) -> set[str]:

@@ -1,1 +1,6 @@
-"""The way into and out of MONAI Label."""
+"""The bundle inside a MONAI Label server: what it says before it is trained, and how it trains on a studies folder."""
+
+from semisam_o1.clinic.serving import trained_alone
+from semisam_o1.clinic.training import run
+
+__all__ = ["run", "trained_alone"]

@@ -13,6 +13,7 @@ from semisam_o1.data.grids import (
 )
 from semisam_o1.data.images import image_files, readable_cases
 from semisam_o1.data.labels import read_label
+from semisam_o1.data.on_scan import LabelOnScand
 from semisam_o1.data.reader import CachedScanDataset, LoadScand, ScanDataset, ScanReader
 from semisam_o1.data.stored import Stored
 from semisam_o1.data.transforms import (
@@ -31,6 +32,7 @@ __all__ = [
     "Cohort",
     "Format",
     "Grid",
+    "LabelOnScand",
     "LoadScand",
     "PublishedPadd",
     "PublishedRandCropd",

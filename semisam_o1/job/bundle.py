@@ -80,7 +80,12 @@ def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
 
 def is_shipped(path: Path) -> bool:
     """Whether a file of the package's bundle belongs into a trained bundle."""
-    return path.is_file() and path.suffix != ".pt" and path.name != "__init__.py" and "__pycache__" not in path.parts
+    return (
+        path.is_file()
+        and path.suffix not in (".pt", ".ts")
+        and path.name != "__init__.py"
+        and "__pycache__" not in path.parts
+    )
 
 
 def trained_config(run: RunFolder) -> dict:
@@ -123,6 +128,7 @@ def published_model(weights: str | Path, method: str) -> dict:
         "intensities": None,
         "patch_size": [128, 128, 128],
         "bfloat16": False,
+        "preprocessing#bundle_root": None,  # the weights are not the bundle's
         "windows#mode": "constant",
         "view_turn": 0,
         "evaluator#val_handlers#0#_disabled_": True,

@@ -37,6 +37,14 @@ STEP = re.compile(r"(features|propagation|round_[1-9]\d{0,5})(/\w+)?")  # that a
 MOST_CAUSES = 5  # changed settings listed in a message
 
 
+class StaleError(DatasetError):
+    """Changed settings or files make finished steps stale; ``step``: the one to restart from."""
+
+    def __init__(self, text: str, step: str):
+        super().__init__(text)
+        self.step = step
+
+
 class Journal:
     """``RUN/progress.json``: the settings a run was started with, and its finished steps in order.
 
@@ -79,8 +87,8 @@ class Journal:
         """Read the finished steps of an earlier start; False if there is none.
 
         Raises:
-            DatasetError: changed settings make finished steps stale and ``restart_from`` names no step early enough,
-                or the folder has an earlier layout.
+            StaleError: changed settings make finished steps stale and ``restart_from`` names no step early enough.
+            DatasetError: ``restart_from`` is no step, or the folder has an earlier layout.
         """
         kept = self.kept
         if restart_from is not None and not STEP.fullmatch(restart_from):
@@ -108,10 +116,11 @@ class Journal:
                 f"{id} was {short(old.get(id))}, is {short(self.settings.get(id))}" for id in causes[:MOST_CAUSES]
             )
             more = f"; and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
-            raise DatasetError(
+            raise StaleError(
                 f"{self.run.path} was started with other settings ({text}{more}), so its results from step "
                 f"'{part_of(stale)}' on do not match. Name another folder, use the old settings, or add "
-                f"--restart-from {part_of(stale)}."
+                f"--restart-from {part_of(stale)}.",
+                part_of(stale),
             )
         self.half_done_fits = restart_from is None and not (changed or came or went)
         self._write()

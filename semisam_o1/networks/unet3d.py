@@ -113,11 +113,17 @@ class UNet3DSDF(UNet3D):
 
 
 class LogitsAlone(nn.Module):
-    """The last output, the logits, of a network with several outputs; weights keep that network's names."""
+    """The last output, the logits, of a network with several outputs; weights keep that network's names.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``dropout``: the rate of all its dropout layers; None leaves them. MONAI Label sets it to score scans.
+    """
+
+    def __init__(self, network: nn.Module, dropout: float | None = None) -> None:
         super().__init__()
         self.network = network
+        for layer in network.modules() if dropout is not None else ():
+            if isinstance(layer, nn.modules.dropout._DropoutNd):
+                layer.p = float(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)[-1]

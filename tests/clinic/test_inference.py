@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import semisam_o1
 from semisam_o1.cli import main
-from tests.clinic.server import Server
+from tests.clinic.server import Refused, Server
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,52 @@ def test_a_nifti_image(server, run, tmp_path, number):
     expected = predicted(run, server.studies / f"{name}.nii.gz", tmp_path / "out")
     assert_same(found, expected)
     assert np.asarray(nibabel.load(found).dataobj).any()
+
+
+def test_an_nrrd_image(server, run, tmp_path):
+    image = tmp_path / "a.nrrd"
+    sitk.WriteImage(sitk.ReadImage(str(server.studies / "phantom_02.nii.gz")), str(image))
+    found = server.infer(image, tmp_path / "found.nrrd", result_extension=".nrrd")
+    assert_same(found, predicted(run, image, tmp_path / "out"))
+
+
+def test_a_dicom_folder(server, run, tmp_path):
+    """It is the label of the same voxels in NIfTI; `predict` reads no DICOM folder yet."""
+    stored = sitk.ReadImage(str(server.studies / "phantom_00.nii.gz"), sitk.sitkFloat32)
+    image = sitk.Cast(stored * 1000, sitk.sitkInt16)
+    same = tmp_path / "same.nii.gz"
+    sitk.WriteImage(image, str(same))
+    write_series(image, tmp_path / "series")
+    found = server.infer(tmp_path / "series", tmp_path / "found.nii.gz", result_extension=".nii.gz")
+    assert_same(found, predicted(run, same, tmp_path / "out"))
+
+
+def write_series(image, folder):
+    """A DICOM series of MR slices."""
+    folder.mkdir()
+    direction = image.GetDirection()
+    axes = "\\".join(f"{direction[n]:.8f}" for n in (0, 3, 6, 1, 4, 7))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number in range(image.GetDepth()):
+        plane = image[:, :, number]
+        place = "\\".join(f"{x:.6f}" for x in image.TransformIndexToPhysicalPoint((0, 0, number)))
+        tags = {
+            "0008|0060": "MR", "0008|0016": "1.2.840.10008.5.1.4.1.1.4", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4",
+            "0008|0018": f"1.2.3.4.{number + 1}", "0020|0013": str(number + 1), "0020|0032": place, "0020|0037": axes,
+            "0018|0050": f"{image.GetSpacing()[2]}",
+        }  # fmt: skip
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{number:03d}.dcm"))
+        writer.Execute(plane)
+
+
+def test_the_shipped_bundle_says_what_to_do(server, tmp_path):
+    with Server(tmp_path, server.studies, semisam_o1.BUNDLE_ROOT) as shipped:
+        with pytest.raises(Refused, match="submit the label of one scan, train, and restart"):
+            shipped.infer("phantom_00", tmp_path / "found.nii.gz")
+        (shipped.bundle / "models" / "model.pt").write_bytes(b"")
+        (shipped.bundle / "configs" / "inference.json").write_text("{}")  # as after a training
+        with pytest.raises(Refused, match="Restart the server to use it"):
+            shipped.infer("phantom_00", tmp_path / "found.nii.gz")

@@ -26,3 +26,9 @@ def test_the_network_computes_in_bfloat16_and_gives_float32():
 
 def test_only_a_cpu_is_asked():
     assert not bfloat16_pays("cuda") and bfloat16_pays("cpu") == torch.cpu._is_amx_tile_supported()
+
+
+def test_float16_is_for_cuda_alone():
+    network, image = Watcher(1, 2, 3), torch.randn(1, 1, 8, 8, 8)
+    Autocast(SimpleInferer(), False, amp=True)(image, network)
+    assert network.seen.dtype == torch.float32

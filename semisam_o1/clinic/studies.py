@@ -1,0 +1,169 @@
+"""A studies folder of MONAI Label as a data set: images by links, final labels with the class numbers of their names.
+
+MONAI Label keeps images flat in the folder, labels in ``labels/final`` and ``labels/original``, and what it knows of
+them in ``datastore_v2.json``. 3D Slicer numbers the values of a label by the order of its segments and says their
+names beside it, so the same name may have another value in the next label.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semisam_o1.data.export import write_label
+from semisam_o1.data.findings import Fault
+from semisam_o1.data.folders import leaves_the_folder
+from semisam_o1.data.labels import read_label
+from semisam_o1.data.reader import ScanReader
+from semisam_o1.files import checksum, read_json, remove, write_json
+from semisam_o1.types import UserError
+
+log = logging.getLogger("semisam_o1")
+STORE = "datastore_v2.json"
+FINAL = "final"
+
+
+class Final(NamedTuple):
+    """A label that a person submitted as final. segments: value -> name, as 3D Slicer says; empty if nobody says it."""
+
+    case: str
+    image: Path
+    label: Path
+    segments: dict[int, str]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{checksum(self.label)} {json.dumps(self.segments, sort_keys=True)}"
+
+
+def studies_of(items: Sequence[Mapping[str, str]]) -> Path:
+    """The studies folder of what MONAI Label trains with: dictionaries with the paths ``image`` and ``label``.
+
+    Raises:
+        UserError: there is no item, or none from such a folder.
+    """
+    if not items:
+        raise UserError("No scan has a final label yet. Submit the label of one scan, then train.")
+    for path in (Path(items[0]["label"]).parent.parent, Path(items[0]["image"])):  # an image may be a link
+        if (path.parent / STORE).is_file():
+            return path.parent
+    raise UserError(f"{items[0]['label']} lies in no studies folder of MONAI Label: no {STORE} above it.")
+
+
+def read_studies(folder: Path) -> tuple[dict[str, Path], list[Final]]:
+    """All images by name, and the final labels in the order in which they came."""
+    objects = read_json(folder / STORE).get("objects", {})
+    images: dict[str, Path] = {}
+    finals: list[tuple[float, Final]] = []
+    for name, known in objects.items():
+        image = folder / f"{name}{known['image'].get('ext', '')}"
+        if leaves_the_folder(name) or not image.is_file():
+            continue
+        images[name] = image
+        if (given := known.get("labels", {}).get(FINAL)) is not None:
+            label = folder / "labels" / FINAL / f"{name}{given.get('ext', '')}"
+            if label.is_file():
+                info = given.get("info") or {}
+                finals.append((float(info.get("ts", 0)), Final(name, image, label, segments_in(info))))
+    return images, [final for _, final in sorted(finals, key=lambda pair: (pair[0], pair[1].case))]
+
+
+def segments_in(info: Mapping[str, Any]) -> dict[int, str]:
+    """Value -> name from what 3D Slicer sends along with a label, ``label_info``: [{"name": ..., "idx": ...}]."""
+    found = info.get("label_info")
+    pairs = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return {int(one["idx"]): str(one["name"]) for one in pairs if str(one.get("idx", "")).isdigit() and one.get("name")}
+
+
+class DataSet:
+    """The data set that a bundle makes of a studies folder, in a folder of its own.
+
+    The finals of the first training are its templates and stay so; later ones are for the caller, see `later`. Class
+    numbers and names are those of the templates.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.state_file = folder, folder / "finals.json"
+        self.state: dict[str, Any] = {"templates": [], "classes": {}, "taken": {}}
+        if self.state_file.is_file():
+            self.state |= read_json(self.state_file)
+        self.finals: dict[str, Final] = {}
+
+    def update(self, images: Mapping[str, Path], finals: Sequence[Final]) -> None:
+        """Bring the folder up to date with the studies.
+
+        Raises:
+            UserError: a template's label cannot be used.
+        """
+        self.finals = {final.case: final for final in finals}
+        templates = [self.finals[name] for name in self.state["templates"] if name in self.finals] or list(finals)
+        if [final.case for final in templates] != self.state["templates"]:
+            self.state |= {"templates": [final.case for final in templates], "classes": classes_of(templates)}
+        links = self.folder / "images"
+        links.mkdir(parents=True, exist_ok=True)
+        for path in links.iterdir():
+            remove(path)
+        for image in images.values():
+            place(image, links / image.name)
+        shutil.rmtree(self.folder / "labels", ignore_errors=True)
+        for final in templates:
+            self.write(final, self.folder / "labels" / f"{final.case}.nii.gz")
+        if self.state["classes"]:
+            write_json(self.folder / "classes.json", self.state["classes"])
+        else:
+            remove(self.folder / "classes.json")
+        self.save()
+
+    def write(self, final: Final, path: Path) -> None:
+        """Write a final label with the data set's class numbers, on its scan's grid.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        reader = ScanReader()
+        classes = {0: "background"} | {int(number): name for number, name in self.state["classes"].items()}
+        named = classes if self.state["classes"] else None
+        try:
+            scan = reader.open(final.image)
+            values = read_label(final.label, reader, scan, named, final.segments or None).values
+        except Fault as fault:
+            raise UserError(f"The final label of {final.case} cannot be used: {fault}") from fault
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_label(path, values, final.image, scan.grid)
+
+    @property
+    def later(self) -> list[Final]:
+        """The finals of scans that are no templates, as far as they are new or changed."""
+        taken = self.state["taken"]
+        others = [final for name, final in self.finals.items() if name not in self.state["templates"]]
+        return [final for final in others if taken.get(final.case) != final.fingerprint]
+
+    def took(self, final: Final) -> None:
+        self.state["taken"][final.case] = final.fingerprint
+        self.save()
+
+    def save(self) -> None:
+        write_json(self.state_file, self.state)
+
+
+def classes_of(finals: Sequence[Final]) -> dict[str, str]:
+    """Class number -> name by the first label that names each; a number that is taken gives way to the next free."""
+    numbers: dict[str, int] = {}
+    for final in finals:
+        for value, name in sorted(final.segments.items()):
+            if name not in numbers:
+                free = max(numbers.values(), default=0) + 1
+                numbers[name] = free if value in numbers.values() or value == 0 else value
+    return {str(number): name for name, number in sorted(numbers.items(), key=lambda pair: pair[1])}
+
+
+def place(image: Path, link: Path) -> None:
+    """A link to an image; a copy where the file system has no links."""
+    try:
+        link.symlink_to(image.resolve())
+    except OSError:
+        shutil.copyfile(image, link)

@@ -1,0 +1,140 @@
+"""The id ``run`` of train.json: one round from the command line, the whole job on a studies folder in MONAI Label."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from semisam_o1.clinic.studies import DataSet, read_studies, studies_of
+from semisam_o1.errors import plainly
+from semisam_o1.files import partial_path, read_json
+from semisam_o1.job.claim import recover
+from semisam_o1.job.job import Job
+from semisam_o1.job.resume import StaleError
+from semisam_o1.literals import as_config
+from semisam_o1.lock import lock_folder
+from semisam_o1.review.corrections import Corrections
+from semisam_o1.types import UserError
+
+log = logging.getLogger("semisam_o1")
+SHOWN = "displayable_configs"  # settings that MONAI Label shows, and sends along
+SERVED = ("configs/metadata.json", "configs/inference.json", "models/model.pt")  # what MONAI Label reads to label
+
+
+def run(config: dict) -> None:
+    """Train as the raw ``config`` says.
+
+    MONAI Label puts the scans with final labels, as dictionaries, in place of ``train#dataset#data`` and
+    ``validate#dataset#data``. The job is then run on all scans of their studies folder, and the bundle's model is
+    replaced. Otherwise one round is trained, after round 0 if that is missing.
+
+    Raises:
+        SystemExit: in MONAI Label, with one line: its page shows the last lines of what a training said.
+    """
+    parts = [config.get(part, {}).get("dataset", {}).get("data") for part in ("train", "validate")]
+    if not isinstance(parts[0], list):
+        job = Job(config)
+        job.prepare_round()
+        job.config.build("train#trainer").run()
+        return
+    try:
+        train(config, [item for part in parts if isinstance(part, list) for item in part])
+    except Exception as error:
+        text = plainly(error)
+        if text is None:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}"
+        raise SystemExit(" ".join(text.split())) from error
+
+
+def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None:
+    """Run the job on the studies folder of ``items``, and hand its model to the bundle.
+
+    The job's settings are those of the bundle's own train.json and what MONAI Label shows of it.
+
+    Raises:
+        UserError: the studies or the settings cannot be used.
+    """
+    root = Path(config["bundle_root"])
+    studies = studies_of(items)
+    images, finals = read_studies(studies)
+    data = DataSet(root / "studies")
+    data.update(images, finals)
+    raw = read_json(root / "configs" / "train.json")
+    shown = {name: value for name, value in config.get(SHOWN, {}).items() if name in raw}
+    raw |= {name: as_config(number(value)) for name, value in shown.items()}
+    raw |= {"bundle_root": as_config(str(root)), "device": as_config(str(config["device"]))}
+    raw |= {"dataset_dir": as_config(str(data.folder)), "output_dir": as_config(str(root / "run"))}
+    job = Job(raw)
+    refused = take(data, job)
+    try:
+        job.run()
+    except StaleError as stale:
+        log.warning("settings, the template or its label changed: done again from step %s on", stale.step)
+        job = Job(raw | {"restart_from": stale.step})
+        job.run()
+    changed = hand_over(job.run_folder.bundle, root)
+    used = len(job.cohort.labelled)
+    log.info(
+        "trained on %d labelled and %d other scans, %d rounds in all.%s%s",
+        used, len(job.cohort.untouched), job.record.rounds,
+        f" Not used: the final labels of {', '.join(refused)}; the lines above say why." if refused else "",
+        " Restart the server: it uses the settings of the model before." if changed else "",
+    )  # fmt: skip
+
+
+def take(data: DataSet, job: Job) -> list[str]:
+    """Take the later final labels into the run, as corrections. Returns the cases whose label cannot be used."""
+    refused: list[str] = []
+    if not data.later:
+        return refused
+    with lock_folder(job.run_folder.path), tempfile.TemporaryDirectory() as folder:
+        recover(job.run_folder)
+        failed = job.run_folder.read_record().get("failed", {})
+        corrections = Corrections(job.run_folder, job.cohort.without(failed))
+        for final in data.later:
+            try:
+                data.write(final, path := Path(folder, f"{final.case}.nii.gz"))
+                entry = corrections.take(path, final.case)
+            except UserError as error:
+                log.warning("%s It is not used.", error)
+                refused.append(final.case)
+            else:
+                data.took(final)
+                log.info("case %s: its final label is taken as %s", final.case, entry.what)
+    return refused
+
+
+def hand_over(trained: Path, root: Path) -> bool:
+    """Replace model and configs of the bundle ``root`` by those of ``trained``, each whole or not at all.
+
+    Returns whether the config of the prediction changed, which MONAI Label reads only when it starts.
+    """
+    if missing := [name for name in SERVED if not (trained / name).is_file()]:
+        raise UserError(f"The run has no {missing[0]}: num_rounds 0 trains no model.")
+    before = [path.read_bytes() if (path := root / name).is_file() else b"" for name in SERVED[:2]]
+    asides = [(partial_path(root / name), root / name) for name in SERVED]
+    try:
+        for name, (aside, path) in zip(SERVED, asides):
+            path.parent.mkdir(exist_ok=True)
+            shutil.copyfile(trained / name, aside)
+        for aside, path in asides:
+            aside.replace(path)
+    finally:
+        for aside, _ in asides:
+            aside.unlink(missing_ok=True)
+    return before != [(root / name).read_bytes() for name in SERVED[:2]]
+
+
+def number(value: Any) -> Any:
+    """What a field of a page holds, a number if it is one."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,168 @@
+"""What MONAI Label does with the bundle, without its server; the server itself is started in tests/clinic."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from monai.bundle.scripts import run as run_bundle
+
+import semisam_o1
+from semisam_o1.clinic.serving import RefuseUntrained
+from semisam_o1.clinic.studies import Final, classes_of, segments_in
+from semisam_o1.job.review import review
+from semisam_o1.reviewed import Reviewed
+from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import UserError
+from tests.jobs import SMALL, labels
+
+NAMES = [{"name": "bright organ", "idx": 1}, {"name": "dim organ", "idx": 2}]
+TURNED = [{"name": "dim organ", "idx": 1}, {"name": "bright organ", "idx": 2}]
+
+
+class Studies:
+    """A studies folder of four phantoms, and a copy of the shipped bundle with settings that take seconds."""
+
+    def __init__(self, folder: Path, phantoms: Path):
+        self.phantoms, self.path, self.bundle = phantoms, folder / "studies", folder / "bundle"
+        (self.path / "labels" / "final").mkdir(parents=True)
+        self.objects, self.time = {}, 0
+        for number in range(4):
+            self.add(number)
+        shutil.copytree(semisam_o1.BUNDLE_ROOT, self.bundle)
+        config = self.bundle / "configs" / "train.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | SMALL))
+
+    def add(self, number: int) -> None:
+        name = f"phantom_{number:02d}"
+        shutil.copy(self.phantoms / "images" / f"{name}.nii.gz", self.path)
+        self.objects[name] = {"image": {"ext": ".nii.gz", "info": {}}, "labels": {}}
+
+    def submit(self, number: int, segments=NAMES) -> None:
+        """A final label, its values numbered as ``segments`` says."""
+        name, self.time = f"phantom_{number:02d}", self.time + 1
+        image = nibabel.load(self.phantoms / "labels" / f"{name}.nii.gz")
+        names = {1: "bright organ", 2: "dim organ"}
+        values = np.zeros(image.shape, np.uint8)
+        for part in segments:
+            values[np.asarray(image.dataobj) == next(n for n in names if names[n] == part["name"])] = part["idx"]
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), self.path / "labels" / "final" / f"{name}.nii.gz")
+        info = {"ts": self.time, "label_info": segments}
+        self.objects[name]["labels"]["final"] = {"ext": ".nii.gz", "info": info}
+
+    def train(self, validation: int = 0, **shown) -> None:
+        """As `BundleTrainTask` does, with so many of the finals put aside for validation."""
+        (self.path / "datastore_v2.json").write_text(json.dumps({"objects": self.objects}))
+        finals = [
+            {"image": str(self.path / f"{name}.nii.gz"), "label": str(self.path / f"labels/final/{name}.nii.gz")}
+            for name, known in self.objects.items() if known["labels"]
+        ]  # fmt: skip
+        config = self.bundle / "configs" / "train.json"
+        overrides = {
+            "bundle_root": str(self.bundle), "train#trainer#max_epochs": 50, "device": "cpu",
+            "train#dataset#data": finals[: len(finals) - validation],
+            "validate#dataset#data": finals[len(finals) - validation :],
+            "train#handlers": json.loads(config.read_text())["train"]["handlers"],
+            "displayable_configs": {"num_rounds": 1, "max_iterations": 4} | shown,
+        }  # fmt: skip
+        metadata = self.bundle / "configs" / "metadata.json"
+        run_bundle(run_id="run", meta_file=str(metadata), config_file=str(config), **overrides)
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.bundle / "run")
+
+    @property
+    def done(self) -> list[str]:
+        return json.loads((self.bundle / "run" / "progress.json").read_text())["done"]
+
+
+@pytest.fixture
+def studies(phantom_dir, tmp_path):
+    return Studies(tmp_path, phantom_dir)
+
+
+def test_one_final_label_trains_on_all_scans(studies):
+    studies.submit(1, TURNED)
+    studies.train()
+    assert set(labels(studies.bundle / "run" / "pseudo_labels")) == {f"phantom_{n:02d}.nii.gz" for n in (0, 2, 3)}
+    assert studies.run.read_record()["template"] == ["phantom_01"]
+    assert (studies.bundle / "models" / "model.pt").is_file() and "round_1/prediction" in studies.done
+    config = json.loads((studies.bundle / "configs" / "inference.json").read_text())
+    assert config["class_numbers"] == [0, 1, 2] and config["preprocessing"]["_target_"] == "semisam_o1.data.image_chain"
+    output = json.loads((studies.bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
+    assert output["pred"]["channel_def"] == {"0": "background", "1": "dim organ", "2": "bright organ"}
+
+
+@pytest.mark.slow
+def test_later_finals_rejections_and_new_scans_follow_the_rules_of_corrections(studies, phantom_dir):
+    studies.submit(1)
+    studies.train()
+    features = {path: path.stat().st_mtime_ns for path in (studies.bundle / "run" / "features").rglob("*.h5")}
+    studies.submit(0, TURNED)
+    studies.add(4)
+    review(studies.bundle / "run", reject=["phantom_03"])
+    studies.train(validation=1)
+    assert studies.run.read_record()["template"] == ["phantom_01"]
+    reviewed = Reviewed(studies.run.reviewed)
+    assert set(reviewed.labels()) == {"phantom_00"} and reviewed.rejected() == ["phantom_03"]
+    taken, truth = nibabel.load(reviewed.label("phantom_00")), nibabel.load(phantom_dir / "labels/phantom_00.nii.gz")
+    np.testing.assert_array_equal(taken.dataobj, truth.dataobj)  # though its values were the other way round
+    assert "round_2/prediction" in studies.done  # one more round, and nothing before it anew
+    assert all(path.stat().st_mtime_ns == time for path, time in features.items())
+    assert studies.run.pseudo_label("phantom_04").is_file() and not studies.run.pseudo_label("phantom_03").exists()
+    studies.submit(2)
+    studies.train()
+    assert set(reviewed.labels()) == {"phantom_00", "phantom_02"} and "round_3/prediction" in studies.done
+
+
+@pytest.mark.slow
+def test_a_changed_setting_or_template_is_done_again_by_itself(studies):
+    studies.submit(1)
+    studies.train()
+    studies.train(max_iterations="6")  # as a page sends it
+    assert studies.run.read_record()["settings"]["max_iterations"] == 6
+    before = labels(studies.bundle / "run" / "round_0" / "labels")
+    studies.submit(1, NAMES[:1])
+    studies.train(max_iterations=6)
+    after = labels(studies.bundle / "run" / "round_0" / "labels")
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_what_fails_says_one_line_and_leaves_the_model(studies, capsys):
+    with pytest.raises(SystemExit, match="^No scan has a final label yet") as ended:
+        studies.train()
+    studies.submit(1)
+    studies.train()
+    model = (studies.bundle / "models" / "model.pt").read_bytes()
+    with pytest.raises(SystemExit, match="num_rounds is 'many'") as ended:
+        studies.train(num_rounds="many")
+    assert "\n" not in str(ended.value)
+    (studies.path / "labels" / "final" / "phantom_01.nii.gz").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="The final label of phantom_01 cannot be used"):
+        studies.train()
+    assert (studies.bundle / "models" / "model.pt").read_bytes() == model
+
+
+def test_segments_and_classes():
+    assert segments_in({"label_info": [{"name": "a", "idx": 3}, {"idx": 4}, "b"]}) == {3: "a"}
+    assert segments_in({}) == {} == segments_in({"label_info": "a"})
+    finals = [Final("x", None, None, {2: "a", 5: "b"}), Final("y", None, None, {1: "b", 2: "c"})]
+    assert classes_of(finals) == {"2": "a", "5": "b", "6": "c"}
+
+
+def test_the_shipped_bundle_refuses(tmp_path):
+    for folder in ("models", "configs"):
+        (tmp_path / folder).mkdir()
+    refuse, item = RefuseUntrained(tmp_path), {"image": "a"}
+    with pytest.raises(UserError, match="no trained model yet"):
+        refuse(item)
+    (tmp_path / "models" / "model.pt").touch()
+    config = tmp_path / "configs" / "inference.json"
+    shutil.copy(Path(semisam_o1.BUNDLE_ROOT) / "configs" / "inference.json", config)
+    assert refuse(item) is item
+    config.write_text("{}")
+    with pytest.raises(UserError, match="Restart the server"):
+        refuse(item)
