@@ -158,6 +158,13 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("where", metavar="STUDIES", help="a studies folder, or the address of a server: http://...")
     export.set_defaults(action=_export)
 
+    app = commands.add_parser("monailabel-app", help="write an app for a MONAI Label server, with the bundle in it")
+    app.add_argument("output", type=folder, metavar="OUT")
+    app.add_argument(
+        "--bundle", type=Path, default=CONFIGS.parent, help="RUN/bundle of a finished run (one that learns)"
+    )
+    app.set_defaults(action=_monailabel_app)
+
     validate = commands.add_parser("validate", help="check a data set before a run")
     validate.add_argument("dataset_dir", metavar="DIR")
     validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
@@ -380,6 +387,14 @@ def _export(options) -> int:
     text, whole = export(options.run, options.where)
     say(text)
     return int(not whole)
+
+
+def _monailabel_app(options) -> None:
+    from semisam_o1.clinic.make_app import make_app
+
+    app = make_app(options.output, options.bundle)
+    say(f"app: {app}")
+    say(f"start it where MONAI Label is installed: monailabel start_server --app {app} --studies STUDIES")
 
 
 def _validate(options) -> None:

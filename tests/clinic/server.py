@@ -23,7 +23,7 @@ def environment() -> dict[str, str]:
     """Of MONAI Label's processes: `monailabel` calls a bare python, and torchvision needs its operators declared."""
     return os.environ | {
         "PATH": f"{CLINIC}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(STAND_IN),
+        "PYTHONPATH": f"{STAND_IN}{os.pathsep}{STAND_IN.parents[2]}",  # the package of this checkout
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
@@ -116,10 +116,10 @@ class Server:
         out.write_bytes(self.ask("POST", f"/infer/{MODEL}", body, kind, image=str(image), output="image"))
         return out
 
-    def save_label(self, image: str, label: Path, tag: str = "final", params: dict | None = None) -> None:
-        """What 3D Slicer's module does when a person submits a label."""
+    def save_label(self, image: str, label: Path, tag: str = "final", params: dict | None = None) -> dict:
+        """What 3D Slicer's module does when a person submits a label; the server's answer."""
         body, kind = form({"params": json.dumps(params or {})}, {"label": label})
-        self.ask("PUT", "/datastore/label", body, kind, image=image, tag=tag)
+        return json.loads(self.ask("PUT", "/datastore/label", body, kind, image=image, tag=tag))
 
     def train(self, **settings) -> dict:
         """Start a training with the settings that the page would send: all that the server shows."""

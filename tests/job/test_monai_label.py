@@ -10,9 +10,12 @@ import pytest
 from monai.bundle.scripts import run as run_bundle
 
 import semisam_o1
+from semisam_o1.cli import main
+from semisam_o1.clinic.next_scan import next_scan
 from semisam_o1.clinic.serving import RefuseUntrained
 from semisam_o1.clinic.studies import Final, classes_of, segments_in
 from semisam_o1.job.review import review
+from semisam_o1.review.ranking import DEFAULT, REASONS
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
@@ -94,6 +97,32 @@ def test_one_final_label_trains_on_all_scans(studies):
     assert config["class_numbers"] == [0, 1, 2] and config["preprocessing"]["_target_"] == "semisam_o1.data.image_chain"
     output = json.loads((studies.bundle / "configs" / "metadata.json").read_text())["network_data_format"]["outputs"]
     assert output["pred"]["channel_def"] == {"0": "background", "1": "dim organ", "2": "bright organ"}
+    others = ["phantom_00", "phantom_02", "phantom_03"]
+    found = next_scan(studies.bundle, others)
+    assert found.left == 3 and found.reason == REASONS[DEFAULT] and found.image in others
+    text, _ = review(studies.bundle / "run", reject=[found.image])
+    following = next_scan(studies.bundle, others)
+    assert following.left == 2 and f"next: {following.image} " in text
+    assert next_scan(studies.bundle, [found.image])[::2] == (None, 0)
+
+
+def test_before_a_training_the_first_image_is_next(studies):
+    assert next_scan(studies.bundle, ["b", "a"])[::2] == ("a", 2)
+    (studies.bundle / "run").mkdir()
+    (studies.bundle / "run" / "run.json").write_text("{}")  # damaged
+    assert next_scan(studies.bundle, ["b", "a"])[::2] == ("a", 2)
+    assert next_scan(studies.bundle, [])[::2] == (None, 0)
+
+
+def test_an_app_has_the_bundle_in_it(studies, tmp_path, capsys):
+    studies.submit(1)
+    (studies.bundle / "run").mkdir()
+    app = tmp_path / "app"
+    assert main(["monailabel-app", str(app), "--bundle", str(studies.bundle)]) == 0
+    assert (app / "model" / "semisam_o1" / "configs" / "inference.json").is_file()
+    assert not (app / "model" / "semisam_o1" / "run").exists() and "ReviewApp" in (app / "main.py").read_text()
+    assert main(["monailabel-app", str(app)]) == 2 and "exists" in capsys.readouterr().err
+    assert main(["monailabel-app", str(tmp_path / "other"), "--bundle", str(tmp_path)]) == 2
 
 
 @pytest.mark.slow
