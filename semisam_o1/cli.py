@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -313,13 +314,23 @@ def config_files(options: argparse.Namespace) -> list[Path]:
 
 
 def _run(options) -> None:
+    from semisam_o1.clinic.studies import is_studies
     from semisam_o1.job import Job
 
     job = workflow(config_files(options), options.run_id, overrides(options))
     job.initialize()
-    job.parser["job"] = Job(copy.deepcopy(job.parser.get()))
+    config = copy.deepcopy(job.parser.get())
+    job.parser["job"] = Job(config) if not is_studies(options.dataset_dir) else _on_studies(config, options)
     job.run()
     job.finalize()
+
+
+def _on_studies(config: dict, options: argparse.Namespace):
+    """The job on a studies folder of MONAI Label; the data set that is made of it lies beside the run."""
+    from semisam_o1.clinic.studies import beside
+    from semisam_o1.clinic.training import on_studies
+
+    return on_studies(config, Path(options.dataset_dir), beside(options.output_dir))[1]
 
 
 def _predict(options) -> int:
@@ -372,11 +383,20 @@ def _evaluate(options) -> None:
 
 
 def _review(options) -> int:
+    from semisam_o1.clinic.studies import beside, is_studies, opened
     from semisam_o1.job.review import review
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    steps = (options.accept, options.take, options.case, options.reject, options.undo)
-    text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=options.data)
+    data, take, studies = options.data, list(options.take), None
+    with tempfile.TemporaryDirectory() as made:
+        if data is not None and is_studies(data):
+            studies = opened(data, data := beside(options.run))
+            take += studies.write_later(Path(made))
+        steps = (options.accept, take, options.case, options.reject, options.undo)
+        text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
+    if studies is not None and whole:
+        for final in studies.later:
+            studies.took(final)
     say(text)
     return int(not whole)
 
@@ -398,6 +418,17 @@ def _monailabel_app(options) -> None:
 
 
 def _validate(options) -> None:
+    from semisam_o1.clinic.studies import is_studies, opened
+
+    with tempfile.TemporaryDirectory() as made:
+        if is_studies(options.dataset_dir):
+            data = opened(options.dataset_dir, Path(made))
+            options.dataset_dir, options.template = made, options.template or data.state["templates"]
+        _say_valid(options)
+
+
+def _say_valid(options) -> None:
+    """Say what is wrong with a data set, and what a run on it takes."""
     from semisam_o1.data.estimate import validate_text
     from semisam_o1.job.config import JobConfig
     from semisam_o1.job.settings import lost_classes

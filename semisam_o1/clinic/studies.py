@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semisam_o1.data.cohort import LISTS
 from semisam_o1.data.export import write_label
 from semisam_o1.data.findings import Fault
 from semisam_o1.data.folders import leaves_the_folder
+from semisam_o1.data.formats import case_name, format_of
 from semisam_o1.data.labels import read_label
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.files import checksum, read_json, remove, write_json
@@ -55,7 +57,7 @@ def studies_of(items: Sequence[Mapping[str, str]]) -> Path:
 
 
 def read_studies(folder: Path) -> tuple[dict[str, Path], list[Final]]:
-    """All images by name, and the final labels in the order in which they came."""
+    """All images by name, those that no server has seen too, and the final labels in the order in which they came."""
     objects = read_json(folder / STORE).get("objects", {})
     images: dict[str, Path] = {}
     finals: list[tuple[float, Final]] = []
@@ -69,6 +71,9 @@ def read_studies(folder: Path) -> tuple[dict[str, Path], list[Final]]:
             if label.is_file():
                 info = given.get("info") or {}
                 finals.append((float(info.get("ts", 0)), Final(name, image, label, segments_in(info))))
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and format_of(path) and path not in images.values():
+            images.setdefault(case_name(path), path)
     return images, [final for _, final in sorted(finals, key=lambda pair: (pair[0], pair[1].case))]
 
 
@@ -79,8 +84,26 @@ def segments_in(info: Mapping[str, Any]) -> dict[int, str]:
     return {int(one["idx"]): str(one["name"]) for one in pairs if str(one.get("idx", "")).isdigit() and one.get("name")}
 
 
+def is_studies(folder: str | Path) -> bool:
+    """Whether a folder is a studies folder of MONAI Label and no data set."""
+    return Path(folder, STORE).is_file() and not Path(folder, "images").is_dir()
+
+
+def beside(run: str | Path) -> Path:
+    """Where the data set that is made of a studies folder for a run lies: a run folder may not contain its scans."""
+    run = Path(run)
+    return run.with_name(f"{run.name}-studies")
+
+
+def opened(studies: str | Path, folder: Path) -> DataSet:
+    """The data set of a studies folder in ``folder``, brought up to date."""
+    data = DataSet(folder)
+    data.update(Path(studies))
+    return data
+
+
 class DataSet:
-    """The data set that a bundle makes of a studies folder, in a folder of its own.
+    """The data set that is made of a studies folder, in a folder of its own. Lists of the studies folder count there.
 
     The finals of the first training are its templates and stay so; later ones are for the caller, see `later`. Class
     numbers and names are those of the templates.
@@ -93,12 +116,13 @@ class DataSet:
             self.state |= read_json(self.state_file)
         self.finals: dict[str, Final] = {}
 
-    def update(self, images: Mapping[str, Path], finals: Sequence[Final]) -> None:
+    def update(self, studies: Path) -> None:
         """Bring the folder up to date with the studies.
 
         Raises:
             UserError: a template's label cannot be used.
         """
+        images, finals = read_studies(studies)
         self.finals = {final.case: final for final in finals}
         templates = [self.finals[name] for name in self.state["templates"] if name in self.finals] or list(finals)
         if [final.case for final in templates] != self.state["templates"]:
@@ -109,6 +133,10 @@ class DataSet:
             remove(path)
         for image in images.values():
             place(image, links / image.name)
+        for name in LISTS.values():
+            remove(self.folder / name)
+            if (studies / name).is_file():
+                shutil.copyfile(studies / name, self.folder / name)
         shutil.rmtree(self.folder / "labels", ignore_errors=True)
         for final in templates:
             self.write(final, self.folder / "labels" / f"{final.case}.nii.gz")
@@ -134,6 +162,18 @@ class DataSet:
             raise UserError(f"The final label of {final.case} cannot be used: {fault}") from fault
         path.parent.mkdir(parents=True, exist_ok=True)
         write_label(path, values, final.image, scan.grid)
+
+    def write_later(self, folder: Path) -> list[Path]:
+        """Write the `later` finals as CASE.nii.gz; one that cannot be used is named in a warning and left out."""
+        written = []
+        for final in self.later:
+            try:
+                self.write(final, folder / f"{final.case}.nii.gz")
+            except UserError as error:
+                log.warning("%s It is not used.", error)
+            else:
+                written.append(folder / f"{final.case}.nii.gz")
+        return written
 
     @property
     def later(self) -> list[Final]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semisam_o1.clinic.studies import DataSet, read_studies, studies_of
+from semisam_o1.clinic.studies import DataSet, opened, studies_of
 from semisam_o1.errors import plainly
 from semisam_o1.files import partial_path, read_json
 from semisam_o1.job.claim import recover
@@ -62,17 +62,12 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
         UserError: the studies or the settings cannot be used.
     """
     root = Path(config["bundle_root"])
-    studies = studies_of(items)
-    images, finals = read_studies(studies)
-    data = DataSet(root / "studies")
-    data.update(images, finals)
     raw = read_json(root / "configs" / "train.json")
     shown = {name: value for name, value in config.get(SHOWN, {}).items() if name in raw}
     raw |= {name: as_config(number(value)) for name, value in shown.items()}
     raw |= {"bundle_root": as_config(str(root)), "device": as_config(str(config["device"]))}
-    raw |= {"dataset_dir": as_config(str(data.folder)), "output_dir": as_config(str(root / "run"))}
-    job = Job(raw)
-    refused = take(data, job)
+    raw |= {"output_dir": as_config(str(root / "run"))}
+    raw, job, refused = on_studies(raw, studies_of(items), root / "studies")
     try:
         job.run()
     except StaleError as stale:
@@ -87,6 +82,22 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
         f" Not used: the final labels of {', '.join(refused)}; the lines above say why." if refused else "",
         " Restart the server: it uses the settings of the model before." if changed else "",
     )  # fmt: skip
+
+
+def on_studies(config: dict, studies: Path, folder: Path) -> tuple[dict, Job, list[str]]:
+    """A job on a studies folder, of which a data set is made in ``folder``; later final labels are taken in.
+
+    Returns the raw config with that data set, the job, and the cases whose final label cannot be used.
+
+    Raises:
+        UserError: a template's label or the settings cannot be used.
+    """
+    data = opened(studies, folder)
+    config = config | {"dataset_dir": as_config(str(folder))}
+    if not config.get("template"):
+        config["template"] = as_config(data.state["templates"])  # a final label counts, whatever a list says
+    job = Job(config)
+    return config, job, take(data, job)
 
 
 def take(data: DataSet, job: Job) -> list[str]:

@@ -19,7 +19,7 @@ from semisam_o1.review.ranking import DEFAULT, REASONS
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
-from tests.jobs import SMALL, labels
+from tests.jobs import SMALL, labels, small
 
 NAMES = [{"name": "bright organ", "idx": 1}, {"name": "dim organ", "idx": 2}]
 TURNED = [{"name": "dim organ", "idx": 1}, {"name": "bright organ", "idx": 2}]
@@ -55,9 +55,12 @@ class Studies:
         info = {"ts": self.time, "label_info": segments}
         self.objects[name]["labels"]["final"] = {"ext": ".nii.gz", "info": info}
 
+    def save(self) -> None:
+        (self.path / "datastore_v2.json").write_text(json.dumps({"objects": self.objects}))
+
     def train(self, validation: int = 0, **shown) -> None:
         """As `BundleTrainTask` does, with so many of the finals put aside for validation."""
-        (self.path / "datastore_v2.json").write_text(json.dumps({"objects": self.objects}))
+        self.save()
         finals = [
             {"image": str(self.path / f"{name}.nii.gz"), "label": str(self.path / f"labels/final/{name}.nii.gz")}
             for name, known in self.objects.items() if known["labels"]
@@ -104,6 +107,31 @@ def test_one_final_label_trains_on_all_scans(studies):
     following = next_scan(studies.bundle, others)
     assert following.left == 2 and f"next: {following.image} " in text
     assert next_scan(studies.bundle, [found.image])[::2] == (None, 0)
+
+
+def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
+    """A final label is the template whatever a list says; later ones are corrections, by the names of their classes."""
+    studies.submit(1, TURNED)
+    studies.save()
+    (studies.path / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")
+    assert main(["validate", str(studies.path), "--preset", "quick"]) == 0
+    assert "phantom_01" in capsys.readouterr().out
+    command = ["run", str(studies.path), "--output", str(tmp_path / "r"), *small(num_rounds=0)]
+    assert main(command) == 0
+    run = RunFolder(tmp_path / "r")
+    assert run.read_record()["template"] == ["phantom_01"] and run.read_record()["classes"]["1"] == "dim organ"
+    assert set(labels(run.pseudo_labels)) == {"phantom_00.nii.gz", "phantom_02.nii.gz"}
+    studies.submit(0)
+    studies.save()
+    assert main(["review", str(run.path), "--data", str(studies.path)]) == 0
+    assert "phantom_00" in Reviewed(run.reviewed).labels()
+    studies.submit(2)
+    studies.save()
+    assert main(command) == 0
+    assert set(Reviewed(run.reviewed).labels()) == {"phantom_00", "phantom_02"}
+    taken = nibabel.load(Reviewed(run.reviewed).label("phantom_02"))
+    truth = nibabel.load(studies.phantoms / "labels" / "phantom_02.nii.gz")
+    np.testing.assert_array_equal(np.asarray(taken.dataobj) == 1, np.asarray(truth.dataobj) == 2)
 
 
 def test_before_a_training_the_first_image_is_next(studies):
