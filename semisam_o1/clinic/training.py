@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -10,6 +11,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from monai.bundle import ConfigWorkflow
 
 from semisam_o1.clinic.studies import DataSet, opened, studies_of
 from semisam_o1.errors import plainly
@@ -53,6 +56,19 @@ def run(config: dict) -> None:
         raise SystemExit(" ".join(text.split())) from error
 
 
+def name_the_run() -> None:
+    """Let the workflow whose ``initialize`` calls this function run the id ``run``, if it was started without a name.
+
+    MONAI Label shows the name as an empty field, and a client that sends all fields back sends it so. MONAI would then
+    build the whole config.
+    """
+    for caller in inspect.stack():
+        workflow = caller.frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            workflow.run_id = workflow.run_id or "run"
+            return
+
+
 def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None:
     """Run the job on the studies folder of ``items``, and hand its model to the bundle.
 
@@ -77,7 +93,7 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
     changed = hand_over(job.run_folder.bundle, root)
     used = len(job.cohort.labelled)
     log.info(
-        "trained on %d labelled and %d other scans, %d rounds in all.%s%s",
+        "trained on %d labelled and %d other scans; rounds in all: %d.%s%s",
         used, len(job.cohort.untouched), job.record.rounds,
         f" Not used: the final labels of {', '.join(refused)}; the lines above say why." if refused else "",
         " Restart the server: it uses the settings of the model before." if changed else "",

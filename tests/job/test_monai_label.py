@@ -74,7 +74,9 @@ class Studies:
             "displayable_configs": {"num_rounds": 1, "max_iterations": 4} | shown,
         }  # fmt: skip
         metadata = self.bundle / "configs" / "metadata.json"
-        run_bundle(run_id="run", meta_file=str(metadata), config_file=str(config), **overrides)
+        run_bundle(
+            run_id="", init_id=None, final_id=None, meta_file=str(metadata), config_file=str(config), **overrides
+        )
 
     @property
     def run(self) -> RunFolder:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from semisam_o1.networks.unet3d import UNet3D, UNet3DSDF
+from semisam_o1.networks.unet3d import LogitsAlone, UNet3D, UNet3DSDF
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files in {GOLDEN}")
@@ -84,3 +84,11 @@ def test_scripts(network):
     """A bundle exports its network to TorchScript."""
     model, volume = network(1, 2, features=SMALL).eval(), torch.randn(1, 1, 33, 16, 17)
     torch.testing.assert_close(torch.jit.script(model)(volume), model(volume))
+
+
+def test_monai_label_sets_the_dropout_of_every_network():
+    """To score scans; the names of the weights stay."""
+    plain, scored = LogitsAlone(UNet3DSDF(1, 2, [2] * 5)), LogitsAlone(UNet3DSDF(1, 2, [2] * 5), dropout=0.2)
+    assert plain.state_dict().keys() == scored.state_dict().keys()
+    rates = [{layer.p for layer in one.modules() if hasattr(layer, "p")} for one in (plain, scored)]
+    assert rates == [{0.3}, {0.2}]
