@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import shutil
 import tempfile
 import traceback
@@ -30,16 +31,22 @@ SHOWN = "displayable_configs"  # settings that MONAI Label shows, and sends alon
 SERVED = ("configs/metadata.json", "configs/inference.json", "models/model.pt")  # what MONAI Label reads to label
 
 
-def run(config: dict) -> None:
+def run(config: dict, first_alone: bool = False) -> None:
     """Train as the raw ``config`` says.
 
     MONAI Label puts the scans with final labels, as dictionaries, in place of ``train#dataset#data`` and
     ``validate#dataset#data``. The job is then run on all scans of their studies folder, and the bundle's model is
     replaced. Otherwise one round is trained, after round 0 if that is missing.
 
+    Args:
+        first_alone: of several processes of torchrun, the first does the work, on its one device. MONAI Label starts
+            one a GPU where there are several.
+
     Raises:
         SystemExit: in MONAI Label, with one line: its page shows the last lines of what a training said.
     """
+    if first_alone and int(os.environ.get("RANK", "0")) > 0:
+        return
     parts = [config.get(part, {}).get("dataset", {}).get("data") for part in ("train", "validate")]
     if not isinstance(parts[0], list):
         job = Job(config)

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 from monai.bundle.scripts import run as run_bundle
 
 import semisam_o1
@@ -60,23 +63,26 @@ class Studies:
 
     def train(self, validation: int = 0, **shown) -> None:
         """As `BundleTrainTask` does, with so many of the finals put aside for validation."""
+        config, metadata = (self.bundle / "configs" / name for name in ("train.json", "metadata.json"))
+        overrides = self.overrides(validation, **shown)
+        run_bundle(
+            run_id="", init_id=None, final_id=None, meta_file=str(metadata), config_file=str(config), **overrides
+        )
+
+    def overrides(self, validation: int = 0, **shown) -> dict:
         self.save()
         finals = [
             {"image": str(self.path / f"{name}.nii.gz"), "label": str(self.path / f"labels/final/{name}.nii.gz")}
             for name, known in self.objects.items() if known["labels"]
         ]  # fmt: skip
         config = self.bundle / "configs" / "train.json"
-        overrides = {
+        return {
             "bundle_root": str(self.bundle), "train#trainer#max_epochs": 50, "device": "cpu",
             "train#dataset#data": finals[: len(finals) - validation],
             "validate#dataset#data": finals[len(finals) - validation :],
             "train#handlers": json.loads(config.read_text())["train"]["handlers"],
             "displayable_configs": {"num_rounds": 1, "max_iterations": 4} | shown,
         }  # fmt: skip
-        metadata = self.bundle / "configs" / "metadata.json"
-        run_bundle(
-            run_id="", init_id=None, final_id=None, meta_file=str(metadata), config_file=str(config), **overrides
-        )
 
     @property
     def run(self) -> RunFolder:
@@ -203,6 +209,25 @@ def test_what_fails_says_one_line_and_leaves_the_model(studies, capsys):
     with pytest.raises(SystemExit, match="The final label of phantom_01 cannot be used"):
         studies.train()
     assert (studies.bundle / "models" / "model.pt").read_bytes() == model
+
+
+@pytest.mark.slow
+def test_on_several_gpus_one_process_trains(studies):
+    """MONAI Label's command, with two processes on the CPU."""
+    studies.submit(1)
+    configs = studies.bundle / "configs"
+    parser = ConfigParser(json.loads((configs / "train.json").read_text()))
+    for id, value in studies.overrides().items():
+        parser.set(value, id)
+    ConfigParser.export_config_file(parser.config, str(configs / "monailabel_train.json"))
+    files = [str(configs / name) for name in ("monailabel_train.json", "multi_gpu_train.json")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", "run", "--meta_file", str(configs / "metadata.json")]
+    command += ["--config_file", str(files), "--logging_file", str(configs / "logging.conf")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained on 1 labelled and 3 other scans") == 1
+    assert (studies.bundle / "models" / "model.pt").is_file()
 
 
 def test_segments_and_classes():
