@@ -7,6 +7,7 @@ from benchmarks import (
     cropped,
     damaged,
     encoder,
+    monai_label,
     neighbours,
     odd_files,
     perturbed,
@@ -19,8 +20,8 @@ from benchmarks import (
 )
 
 MODULES = (
-    propagation, quality, perturbed, turned, cropped, damaged, suggested, corrections, rounds, encoder, store,
-    neighbours, odd_files,
+    propagation, quality, perturbed, turned, cropped, damaged, suggested, corrections, monai_label, rounds, encoder,
+    store, neighbours, odd_files,
 )  # fmt: skip
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 

@@ -37,9 +37,9 @@ def next_scan(bundle_root: str | Path, unlabelled: Sequence[str]) -> Next:
     run = RunFolder(Path(bundle_root) / RUN)
     rejected = set(Reviewed(run.reviewed).rejected()) if run.reviewed.is_dir() else set()
     left = [name for name in unlabelled if name not in rejected]
-    ranked: list[str] = []
+    known: list[str] = []
     try:
-        ranked = [name for name in _ranked(run) if name in left] if run.record.is_file() else []
+        known = [name for name in ranked(run) if name in left] if run.record.is_file() else []
     except (
         UserError,
         OSError,
@@ -47,12 +47,12 @@ def next_scan(bundle_root: str | Path, unlabelled: Sequence[str]) -> Next:
         ValueError,
     ) as error:  # a training works on the run now, or it was stopped early
         log.warning("the scans cannot be ranked now: %s", plainly(error) or error)
-    if ranked:
-        return Next(ranked[0], REASONS[DEFAULT], len(left))
+    if known:
+        return Next(known[0], REASONS[DEFAULT], len(left))
     return Next(min(left, default=None), "the first by name: no training has compared the scans yet", len(left))
 
 
-def _ranked(run: RunFolder) -> list[str]:
+def ranked(run: RunFolder) -> list[str]:
     """The untouched scans of a run, the one to look at next first."""
     record, reviewed = run.read_record(), Reviewed(run.reviewed)
     cohort = cohort_of(run, check=False).without(record.get("failed", {}))
