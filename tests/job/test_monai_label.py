@@ -16,7 +16,7 @@ import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.clinic.next_scan import next_scan
 from semisam_o1.clinic.serving import RefuseUntrained
-from semisam_o1.clinic.studies import Final, classes_of, segments_in
+from semisam_o1.clinic.studies import classes_of, segments_in
 from semisam_o1.job.review import review
 from semisam_o1.review.ranking import DEFAULT, REASONS
 from semisam_o1.reviewed import Reviewed
@@ -53,6 +53,8 @@ class Studies:
         names = {1: "bright organ", 2: "dim organ"}
         values = np.zeros(image.shape, np.uint8)
         for part in segments:
+            if part["name"] not in names.values():
+                continue
             values[np.asarray(image.dataobj) == next(n for n in names if names[n] == part["name"])] = part["idx"]
         nibabel.save(nibabel.Nifti1Image(values, image.affine), self.path / "labels" / "final" / f"{name}.nii.gz")
         info = {"ts": self.time, "label_info": segments}
@@ -99,7 +101,7 @@ def studies(phantom_dir, tmp_path):
 
 
 def test_one_final_label_trains_on_all_scans(studies):
-    studies.submit(1, TURNED)
+    studies.submit(1, [{"name": "of no voxels", "idx": 1}, *({**one, "idx": one["idx"] + 1} for one in TURNED)])
     studies.train()
     assert set(labels(studies.bundle / "run" / "pseudo_labels")) == {f"phantom_{n:02d}.nii.gz" for n in (0, 2, 3)}
     assert studies.run.read_record()["template"] == ["phantom_01"]
@@ -233,8 +235,7 @@ def test_on_several_gpus_one_process_trains(studies):
 def test_segments_and_classes():
     assert segments_in({"label_info": [{"name": "a", "idx": 3}, {"idx": 4}, "b"]}) == {3: "a"}
     assert segments_in({}) == {} == segments_in({"label_info": "a"})
-    finals = [Final("x", None, None, {2: "a", 5: "b"}), Final("y", None, None, {1: "b", 2: "c"})]
-    assert classes_of(finals) == {"2": "a", "5": "b", "6": "c"}
+    assert classes_of([{2: "a", 5: "B "}, {1: "b", 2: "c"}]) == {"1": "a", "2": "B", "3": "c"}
 
 
 def test_the_shipped_bundle_refuses(tmp_path):
