@@ -72,7 +72,7 @@ def finished_steps(job) -> list[str]:
 
 def wait_for(job, step: str, process) -> None:
     while step not in finished_steps(job):
-        assert process.is_alive()
+        assert process.is_alive() or step in finished_steps(job)
         time.sleep(0.02)
 
 
@@ -107,7 +107,7 @@ def test_too_little_memory(process, job, stock, tmp_path):
         out, err = tmp_path / f"out_{more}.txt", tmp_path / f"err_{more}.txt"
         begun = context.Process(target=start_after_measuring, args=(more << 20, job, out, err))
         begun.start()
-        begun.join(120)
+        begun.join(300)
         assert begun.exitcode is not None  # a library in C may also end the process where no Python can say so
         if begun.exitcode == 2:
             assert_a_clear_line(err.read_text(), "memory")
@@ -123,10 +123,14 @@ def start_after_measuring(more: int, *arguments) -> None:
 def test_a_signal_at_three_steps(number, status, process, job, stock, tmp_path):
     for step in ("features", "propagation/first", "round_1/training"):
         out, err = tmp_path / "out.txt", tmp_path / "err.txt"
-        begun = process(job, out, err)
-        wait_for(job, step, begun)
-        os.kill(begun.pid, number)
-        begun.join(5)
+        for _ in range(3):  # on a busy machine the signal may come when all is done
+            begun = process(job, out, err)
+            wait_for(job, step, begun)
+            os.kill(begun.pid, number)
+            begun.join(60)
+            if begun.exitcode != 0:
+                break
+            shutil.rmtree(job[3])
         assert begun.exitcode == status, f"{step}: {err.read_text()[-3000:]}"
         assert_a_clear_line(err.read_text(), "give the same command again")
         assert "terminating" not in out.read_text() + err.read_text()
