@@ -66,8 +66,8 @@ def run(config: dict, first_alone: bool = False) -> None:
 def name_the_run() -> None:
     """Let the workflow whose ``initialize`` calls this function run the id ``run``, if it was started without a name.
 
-    MONAI Label shows the name as an empty field, and a client that sends all fields back sends it so. MONAI would then
-    build the whole config.
+    MONAI Label shows the name as an empty field, which 3D Slicer sends back with all others. MONAI would then build the
+    whole config.
     """
     for caller in inspect.stack():
         workflow = caller.frame.f_locals.get("self")

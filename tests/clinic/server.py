@@ -112,7 +112,7 @@ class Server:
 
     def infer(self, image: str | Path, out: Path, **params) -> Path:
         """The label that the server gives an image (its id or its path), written to ``out``."""
-        body, kind = form({"params": json.dumps({"device": "cpu"} | params)})
+        body, kind = form({"params": json.dumps(self.shown("models") | {"device": "cpu"} | params)})
         out.write_bytes(self.ask("POST", f"/infer/{MODEL}", body, kind, image=str(image), output="image"))
         return out
 
@@ -122,11 +122,14 @@ class Server:
         return json.loads(self.ask("PUT", "/datastore/label", body, kind, image=image, tag=tag))
 
     def train(self, **settings) -> dict:
-        """Start a training with the settings that the page would send: all that the server shows."""
-        shown = self.get("/info/")["trainers"][MODEL]["config"]
-        shown = {name: value[0] if isinstance(value, list) and value else value for name, value in shown.items()}
-        chosen = shown | {"model_filename": "model.pt", "device": "cpu", "multi_gpu": False} | settings
+        """Start a training with the settings that the page shows."""
+        chosen = self.shown("trainers") | {"device": "cpu"} | settings
         return json.loads(self.ask("POST", f"/train/{MODEL}", json.dumps(chosen).encode()))
+
+    def shown(self, section: str) -> dict:
+        """What 3D Slicer's module sends along: every field that the server shows, the first choice of lists."""
+        fields = self.get("/info/")[section][MODEL]["config"]
+        return {name: value[0] if isinstance(value, list) else value for name, value in fields.items()}
 
     def wait(self, task: str = "train", seconds: float = TRAINS) -> dict:
         """The last task of a kind once it is done: its status and the last lines that it said."""

@@ -24,7 +24,7 @@ SETTINGS = {
     "pool_batch": 1,
     "affine_prob": 0.4,
     "view_turn": 0,
-    "displayable_configs": {"num_rounds": 1, "max_iterations": 150},
+    "displayable_configs": {"num_rounds": 1, "max_iterations": 150, "model_filename": "model.pt"},
 }
 SEGMENTS = {"label_info": [{"name": name, "idx": number} for number, name in CLASSES.items()]}
 TURNED = {"label_info": [{"name": CLASSES[2], "idx": 1}, {"name": CLASSES[1], "idx": 2}]}  # in another order
