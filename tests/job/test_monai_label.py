@@ -207,6 +207,12 @@ def test_what_fails_says_one_line_and_leaves_the_model(studies, capsys):
     with pytest.raises(SystemExit, match="num_rounds is 'many'") as ended:
         studies.train(num_rounds="many")
     assert "\n" not in str(ended.value)
+    studies.submit(2)
+    studies.objects["phantom_02"]["labels"]["final"]["info"]["label_info"] = [{"name": "something else", "idx": 1}]
+    studies.train()
+    said = capsys.readouterr().out
+    assert "segments unknown to the run" in said and "Not used: the final labels of phantom_02" in said
+    assert not Reviewed(studies.run.reviewed).labels()
     (studies.path / "labels" / "final" / "phantom_01.nii.gz").write_bytes(b"no image")
     with pytest.raises(SystemExit, match="The final label of phantom_01 cannot be used"):
         studies.train()
