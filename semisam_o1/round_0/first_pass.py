@@ -25,6 +25,7 @@ from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
 TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
+RETURNS = 0.5  # reverse consistency below which turns are tried that fit no better by themselves
 UNLIKE = 1.15  # times the descriptor distance of another pose; one beyond it is no better, whatever its way back says
 
 
@@ -101,12 +102,15 @@ class Propagation:
             )  # fmt: skip
         best = upright
         log.debug("poses of %s: %s", name, found)
-        for frame in map(frame_of, found.turns):
-            features = self.poses.features(name, frame)
-            result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
-            best, other = (self._judged(one) for one in (best, Carried(features, result, frame)))
-            if is_better(other, best, TURN_MARGIN if best.frame == upright.frame else 0):
-                best = other
+        for turns, least in ((found.turns, 1.0), (found.others, RETURNS)):
+            if turns and (best := self._judged(best)).worth >= least:
+                break
+            for frame in map(frame_of, turns):
+                features = self.poses.features(name, frame)
+                result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
+                other = self._judged(Carried(features, result, frame))
+                if is_better(other, best, TURN_MARGIN if best.frame == upright.frame else 0):
+                    best = other
         self.poses.keep(name, best.frame)
         if best.frame != upright.frame:
             angle = np.linalg.norm(Rotation.from_matrix(turn_of(best.frame)).as_rotvec(degrees=True))

@@ -46,11 +46,13 @@ class Coarse(NamedTuple):
 class Poses(NamedTuple):
     """``turns`` (3, 3) to try, from the scan's pose to the template's, best first; none if it fits best as it lies.
 
-    ``mirrored``: the cost of the best mirrored pose relative to that of the best turn.
+    ``mirrored``: the cost of the best mirrored pose relative to that of the best turn. ``others``: turns in which it
+    fits about as well, to try if its label does not come back to the template.
     """
 
     turns: list[np.ndarray]
     mirrored: float
+    others: Sequence[np.ndarray] = ()
 
 
 class Pose(NamedTuple):
@@ -79,11 +81,13 @@ def search(template: Coarse, scan: Coarse) -> Poses:
     mirrored = min(pose.cost for pose in poses(template, scan, mirrored=True)) / max(found[0].cost, 1e-6)
     small = [pose.cost for pose in found if angle(pose.turn, np.eye(3)) < APART]
     limit = min([PROMISING * cost for cost in small] + [LIKE * found[0].cost])
-    apart: list[np.ndarray] = []
+    apart: list[Pose] = []
     for pose in found:
-        if pose.cost < limit and all(angle(pose.turn, turn) >= APART for turn in (np.eye(3), *apart)):
-            apart.append(pose.turn)
-    return Poses(with_right_angles(apart)[:MOST_TRIED], mirrored)
+        turns = [np.eye(3), *(one.turn for one in apart)]
+        if pose.cost < LIKE * found[0].cost and all(angle(pose.turn, turn) >= APART for turn in turns):
+            apart.append(pose)
+    best, rest = ([pose.turn for pose in apart if (pose.cost < limit) == good] for good in (True, False))
+    return Poses(with_right_angles(best)[:MOST_TRIED], mirrored, with_right_angles(rest)[:MOST_TRIED])
 
 
 def poses(template: Coarse, scan: Coarse, mirrored: bool = False) -> list[Pose]:

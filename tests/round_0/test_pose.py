@@ -161,24 +161,26 @@ def test_a_turned_affine_is_that_of_a_turned_world():
 class OneTurn:
     """In place of `TurnedScans`: a mirrored pose that fits, and one turn to try, in which ``tokens`` are the scan's."""
 
-    def __init__(self, tokens, affine):
-        self.tokens, self.affine, self.kept = tokens, affine, []
+    def __init__(self, tokens, affine, promising):
+        self.tokens, self.affine, self.promising, self.kept, self.tried = tokens, affine, promising, [], []
 
     def search(self, template, name):
-        return Poses([QUARTER], 0.5)
+        return Poses([QUARTER], 0.5) if self.promising else Poses([], 0.5, [QUARTER])
 
     def features(self, name, frame):
+        self.tried.append(frame)
         return Features(self.tokens, self.affine, np.ones(1), Grid(self.affine, SHAPE))
 
     def keep(self, name, frame):
         self.kept.append(frame)
 
 
+@pytest.mark.parametrize("promising", [True, False])
 @pytest.mark.parametrize(
     ("better", "distance", "taken"), [(True, 0.11, True), (True, 0.12, False), (False, 0.1, False)]
 )
 def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
-    tmp_path, caplog, monkeypatch, better, distance, taken
+    tmp_path, caplog, monkeypatch, better, distance, taken, promising
 ):
     """A label that comes back to the template in one of two poses; the other comes back nowhere.
 
@@ -199,11 +201,12 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     template = Template("t", store.load("a"), Reference(tokens[True], shares))
     back = TemplatesWayBack(template, WayBack(centred_points(SHAPE, STEP), 0.1))
     monkeypatch.setattr(first_pass, "way_back", lambda *_: back)
-    poses = OneTurn(tokens[better], affine)
+    poses = OneTurn(tokens[better], affine, promising)
     with caplog.at_level(logging.WARNING, "semisam_o1"):
         found = first_pass.Propagation(store, [template], propagate, poses)("a")
     expected = frame_of(QUARTER) if taken else "world"
     assert found.frame == expected and poses.kept == [expected]
+    assert bool(poses.tried) == (promising or better)  # a turn that fits no better is tried if nothing comes back
     assert [record.message.split(":")[0] for record in caplog.records] == ["case a"]
     assert "a mirrored copy" in caplog.text and "50%" in caplog.text
 
