@@ -25,7 +25,7 @@ from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
 TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
-RETURNS = 0.5  # reverse consistency below which turns are tried that fit no better by themselves
+RETURNS = 0.6  # reverse consistency below which turns are tried that fit no better by themselves
 UNLIKE = 1.15  # times the descriptor distance of another pose; one beyond it is no better, whatever its way back says
 
 
@@ -102,7 +102,7 @@ class Propagation:
             )  # fmt: skip
         best = upright
         log.debug("poses of %s: %s", name, found)
-        for turns, least in ((found.turns, 1.0), (found.others, RETURNS)):
+        for turns, least in ((found.turns, float("inf")), (found.others, RETURNS)):
             if turns and (best := self._judged(best)).worth >= least:
                 break
             for frame in map(frame_of, turns):
