@@ -55,11 +55,31 @@ class Review(Strategy):
 
 
 class ReviewApp(sample_app()):  # type: ignore[misc]
-    """`monaibundle` with the bundle in ``app_dir``/model, the strategy "review", and a count of what is left."""
+    """`monaibundle` with the bundle in ``app_dir``/model, the strategy "review", and a count of what is left.
+
+    It needs no restart after the first training."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]):
         self.bundle_root = Path(app_dir, "model", MODEL)
         super().__init__(app_dir, studies, {"models": MODEL, "zoo_source": "local", "sam2": "false"} | conf)
+
+    def init_infers(self) -> dict[str, Any]:
+        self.served = self._on_disk()
+        return super().init_infers()
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """With the bundle as it is on disk: MONAI Label alone reads its config when the server starts, and a training
+        may have changed it since."""
+        if self._on_disk() != self.served:
+            log.info("the bundle has changed: its config is read again")
+            self._infers = self.init_infers()
+        return super().infer(request, datastore)
+
+    def _on_disk(self) -> list[int]:
+        """The times at which config and description of the bundle changed."""
+        return [
+            (self.bundle_root / "configs" / f"{name}.json").stat().st_mtime_ns for name in ("inference", "metadata")
+        ]
 
     def init_strategies(self) -> dict[str, Strategy]:
         return {REVIEW: Review(self.bundle_root)} | super().init_strategies()

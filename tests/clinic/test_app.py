@@ -2,6 +2,8 @@
 
 import json
 
+import nibabel
+import numpy as np
 import pytest
 
 from semisam_o1.clinic.export import export
@@ -55,3 +57,15 @@ def test_exported_labels_are_suggestions(server, run):
         assert label == (run / "pseudo_labels" / f"{name}.nii.gz").read_bytes()
     text, whole = export(run, f"http://127.0.0.1:{server.port}")  # its own are replaced
     assert whole
+
+
+def test_a_bundle_that_changes_is_read_again(server, run, tmp_path):
+    """As after a first training: other settings, without a restart."""
+    before = server.infer("phantom_02", tmp_path / "before.nii.gz").read_bytes()
+    config = server.bundle / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"class_numbers": [0, 5, 7]}))
+    after = server.infer("phantom_02", tmp_path / "after.nii.gz")
+    assert set(np.unique(np.asarray(nibabel.load(after).dataobj))) == {0, 5, 7}
+    config.write_text(json.dumps(content))
+    assert server.infer("phantom_02", tmp_path / "again.nii.gz").read_bytes() == before
