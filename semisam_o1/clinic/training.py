@@ -103,7 +103,7 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
         "trained on %d labelled and %d other scans; rounds in all: %d.%s%s",
         used, len(job.cohort.untouched), job.record.rounds,
         f" Not used: the final labels of {', '.join(refused)}; the lines above say why." if refused else "",
-        " Restart the server: it uses the settings of the model before." if changed else "",
+        " Only the app of `semisam-o1 monailabel-app` uses it without a restart of the server." if changed else "",
     )  # fmt: skip
 
 
