@@ -24,7 +24,7 @@ from semisam_o1.types import Probabilities
 from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
-TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
+TURN_MARGIN = 0.03  # of reverse consistency, by which another pose must be better
 RETURNS = 0.6  # reverse consistency below which turns are tried that fit no better by themselves
 UNLIKE = 1.15  # times the descriptor distance of another pose; one beyond it is no better, whatever its way back says
 
@@ -42,14 +42,14 @@ class Carried(NamedTuple):
     worth: float = float("nan")
 
 
-def is_better(other: Carried, best: Carried, margin: float) -> bool:
-    """Whether the pose of ``other`` is better: its reverse consistency is higher, and the scan fits about as well.
+def is_better(other: Carried, best: Carried) -> bool:
+    """Whether the pose of ``other`` is clearly better: by its reverse consistency, and the scan fits about as well.
 
     A way back can fail from the right pose and succeed from one that is off; then the distances of the descriptors
     tell.
     """
     fits = other.result.residual <= UNLIKE * best.result.residual
-    return fits and other.worth > best.worth + margin
+    return fits and other.worth > best.worth + TURN_MARGIN
 
 
 class Propagation:
@@ -109,7 +109,7 @@ class Propagation:
                 features = self.poses.features(name, frame)
                 result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
                 other = self._judged(Carried(features, result, frame))
-                if is_better(other, best, TURN_MARGIN if best.frame == upright.frame else 0):
+                if is_better(other, best):
                     best = other
         self.poses.keep(name, best.frame)
         if best.frame != upright.frame:
