@@ -187,6 +187,15 @@ class DataSet:
         others = [final for name, final in self.finals.items() if name not in self.state["templates"]]
         return [final for final in others if taken.get(final.case) != final.fingerprint]
 
+    @property
+    def withdrawn(self) -> list[str]:
+        """The cases whose taken label is no longer final."""
+        return [name for name in self.state["taken"] if name not in self.finals]
+
+    def forget(self, name: str) -> None:
+        del self.state["taken"][name]
+        self.save()
+
     def took(self, final: Final) -> None:
         self.state["taken"][final.case] = final.fingerprint
         self.save()

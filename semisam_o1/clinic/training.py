@@ -124,14 +124,23 @@ def on_studies(config: dict, studies: Path, folder: Path) -> tuple[dict, Job, li
 
 
 def take(data: DataSet, job: Job) -> list[str]:
-    """Take the later final labels into the run, as corrections. Returns the cases whose label cannot be used."""
+    """Take the later final labels into the run, as corrections, and back what is no longer final.
+
+    Returns the cases whose label cannot be used.
+    """
     refused: list[str] = []
-    if not data.later:
+    if not data.later and not data.withdrawn:
         return refused
     with lock_folder(job.run_folder.path), tempfile.TemporaryDirectory() as folder:
         recover(job.run_folder)
         failed = job.run_folder.read_record().get("failed", {})
         corrections = Corrections(job.run_folder, job.cohort.without(failed))
+        for name in data.withdrawn:
+            data.forget(name)
+            if name not in corrections.usable():
+                continue  # it was rejected or taken back by `review` since
+            corrections.undo(name)
+            log.info("case %s: its label is no longer final and is taken back", name)
         for final in data.later:
             try:
                 data.write(final, path := Path(folder, f"{final.case}.nii.gz"))

@@ -142,6 +142,10 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     taken = nibabel.load(Reviewed(run.reviewed).label("phantom_02"))
     truth = nibabel.load(studies.phantoms / "labels" / "phantom_02.nii.gz")
     np.testing.assert_array_equal(np.asarray(taken.dataobj) == 1, np.asarray(truth.dataobj) == 2)
+    del studies.objects["phantom_02"]["labels"]["final"]
+    studies.save()
+    assert main(command) == 0
+    assert set(Reviewed(run.reviewed).labels()) == {"phantom_00"}
 
 
 def test_before_a_training_the_first_image_is_next(studies):
