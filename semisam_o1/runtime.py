@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import faiss
 import torch
-from monai.utils import set_determinism
+from monai.utils import optional_import, set_determinism
 
 from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import printable_log
@@ -25,3 +28,14 @@ def set_up(seed: int, threads: int | None, device: str) -> None:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
     set_determinism(seed)
+    tell_nobody()
+
+
+def tell_nobody() -> None:
+    """MLflow, which MONAI imports where it is installed, reports its use to its makers; switch that off, unless the
+    environment says otherwise."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if "mlflow" in sys.modules:
+        restart, there = optional_import("mlflow.telemetry", name="set_telemetry_client")
+        if there:
+            restart()  # it reads the environment anew

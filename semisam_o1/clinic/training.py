@@ -51,7 +51,9 @@ def run(config: dict, first_alone: bool = False) -> None:
     if not isinstance(parts[0], list):
         job = Job(config)
         job.prepare_round()
-        job.config.build("train#trainer").run()
+        trainer = job.config.build("train#trainer")
+        job.tracking.follow(trainer, job.config.setting("round"), resumed=False)
+        trainer.run()
         return
     try:
         train(config, [item for part in parts if isinstance(part, list) for item in part])

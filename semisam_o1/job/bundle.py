@@ -131,5 +131,5 @@ def published_model(weights: str | Path, method: str) -> dict:
         "preprocessing#bundle_root": None,  # the weights are not the bundle's
         "windows#mode": "constant",
         "view_turn": 0,
-        "evaluator#val_handlers#0#_disabled_": True,
+        "handlers#0#_disabled_": True,
     }

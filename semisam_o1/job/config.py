@@ -21,11 +21,12 @@ from semisam_o1.files import read_json
 from semisam_o1.kinds import KINDS, is_code, line, refuse, refuse_unknown, refuse_wrong, shown, values_of
 from semisam_o1.types import DatasetError
 
+# Ids that MONAI's tracking adds.
+TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
 # Ids that are not settings.
-ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate", "displayable_configs")
+ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate", "displayable_configs", *TRACKING)
 SEPARATOR = "#"  # between the parts of an id in configs and on the command line; MONAI's own is ID_SEP_KEY
-# Ids that MONAI adds: a bundle's metadata, and those of its tracking.
-OF_MONAI = ("_meta_", "tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
+OF_MONAI = ("_meta_",)  # ids that MONAI adds: a bundle's metadata
 PLAIN = (int, float, str, bool, type(None))
 GROUP, COMPONENT, VALUE = "group", "component", "value"
 

@@ -21,7 +21,6 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case, DatasetError
 
 log = logging.getLogger("semisam_o1")
-SAVER = "evaluator#val_handlers#1"  # the handler of inference.json that writes predictions
 
 
 def evaluate_run(
@@ -69,7 +68,7 @@ def predict(run: RunFolder, round: int, cases: Sequence[Case], overrides: Mappin
     """Predict ``cases`` with the trained bundle of a run, into the folder of the ``round`` that the bundle holds."""
     log.info("round %d: prediction", round)
     parser = prediction(run, overrides)
-    parser.update({"cases": list(cases), f"{SAVER}#round": round})
+    parser.update({"cases": list(cases), f"{saver(parser)}#round": round})
     for id in ("initialize", "run"):
         parser.get_parsed_content(id)
 
@@ -78,6 +77,11 @@ def prediction(run: RunFolder, overrides: Mapping[str, Any]) -> ConfigParser:
     """The config of a run's trained bundle for predictions into the folder of a round."""
     parser = ConfigParser(trained_config(run))
     parser.update({"bundle_root": as_config(run.bundle), "output_dir": as_config(run.path)})
-    parser.update({f"{SAVER}#_target_": "semisam_o1.handlers.round_predictions"})
+    parser.update({f"{saver(parser)}#_target_": "semisam_o1.handlers.round_predictions"})
     override(parser, overrides)
     return parser
+
+
+def saver(parser: ConfigParser) -> str:
+    """The handler of inference.json that writes predictions; in bundles of earlier versions it is in the evaluator."""
+    return "handlers#1" if "handlers" in parser else "evaluator#val_handlers#1"

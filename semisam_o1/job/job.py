@@ -19,6 +19,7 @@ from semisam_o1.job.resume import Journal, round_of
 from semisam_o1.job.settings import lost_classes, try_out
 from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.job.tracking import Tracking, untracked
 from semisam_o1.job.update import learn, take_in
 from semisam_o1.lock import lock_folder
 from semisam_o1.report.curve import curve, curve_text
@@ -51,8 +52,10 @@ class Job:
     """
 
     def __init__(self, config: dict):
+        config, tracking = untracked(config)
         self.config = JobConfig(config)
         self.run_folder = RunFolder(self.config.value("output_dir"))
+        self.tracking = Tracking(self.run_folder, self.config, tracking)
         protect_names(self.run_folder, self.config.value("pseudonyms"))
         self.config.cohort  # noqa: B018 - opened before anything is written
         self.record = RunRecord(self.run_folder, self.config)
@@ -73,6 +76,7 @@ class Job:
             try_out(self.config)
         claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
+            self.tracking.begin()
             journal = self._begin()
             if not journal.done and (lost := lost_classes(self.config)):
                 log.warning("%s", table(lost))
@@ -160,6 +164,7 @@ class Job:
         if record.rounds:
             write_bundle(run, self.config, record.best_round)
         record.write()
+        self.tracking.finish(rows, record.rounds)
         write_report(run.path, self.cohort)
         if rows:
             log.info("\n%s", summary_text(rows, self.config.setting("metric_definition")))

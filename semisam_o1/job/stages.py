@@ -220,6 +220,7 @@ def train(job: Job, round: int, cases: Cases = None) -> None:
             parts = job.config.build("train", round)
             if done := parts["state"].resume(parts["trainer"]):
                 log.info("training continues from iteration %d", done)
+            job.tracking.follow(parts["trainer"], round, resumed=done > 0)
             parts["trainer"].run()
             return
         except Exception as error:
