@@ -19,7 +19,7 @@ CODE := semisam_o1 tests benchmarks docs setup.py
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test clinic fuzz demo bench wheel dist clean
+.PHONY: help setup check test clinic extras fuzz demo bench wheel dist clean
 
 help:  ## what there is (this list)
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | \
@@ -68,6 +68,10 @@ $(CLINIC_READY): setup.cfg setup.py pyproject.toml constraints-clinic.txt
 
 clinic: $(CLINIC_READY)  ## tests of the bundle in a real MONAI Label server, in .venv-clinic
 	$(CLINIC)/bin/python -m pytest tests/clinic $(PYTEST_ARGS)
+
+extras: setup  ## tests of tracking (MLflow) and of exports (ONNX), which they add to .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,tracking,export]'
+	$(BIN)/python -m pytest tests/job/test_tracking.py tests/job/test_exports.py
 
 # A wrong end is printed with its seed: python -m tests.hostile.fuzz --seed SEED --only FAMILY/NAME tries it again.
 fuzz: setup  ## bad inputs and faults with new seeds, for FUZZ_SECONDS (300)
