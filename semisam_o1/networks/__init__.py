@@ -5,13 +5,4 @@ from semisam_o1.networks.unet3d import LogitsAlone, UNet3D, UNet3DSDF
 from semisam_o1.networks.views import Views
 from semisam_o1.networks.windows import ProbabilityWindows
 
-__all__ = [
-    "Autocast",
-    "LogitsAlone",
-    "ProbabilityWindows",
-    "TrainedAlone",
-    "UNet3D",
-    "UNet3DSDF",
-    "Views",
-    "bfloat16_pays",
-]
+__all__ = ["Autocast", "LogitsAlone", "ProbabilityWindows", "UNet3D", "UNet3DSDF", "Views", "bfloat16_pays"]
