@@ -131,6 +131,16 @@ class Server:
         fields = self.get("/info/")[section][MODEL]["config"]
         return {name: value[0] if isinstance(value, list) else value for name, value in fields.items()}
 
+    def running(self, task: str = "train") -> dict:
+        """The task of a kind that runs now, once its process has begun."""
+        end = time.monotonic() + STARTS
+        while True:
+            try:
+                return self.get(f"/{task}/", check_if_running=True)
+            except Refused:  # not yet
+                assert time.monotonic() < end, f"no {task} began in {STARTS} seconds"
+                time.sleep(0.1)
+
     def wait(self, task: str = "train", seconds: float = TRAINS) -> dict:
         """The last task of a kind once it is done: its status and the last lines that it said."""
         end = time.monotonic() + seconds

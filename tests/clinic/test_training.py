@@ -70,7 +70,7 @@ def test_a_day_of_an_annotator(day, truth, phantom_dir, tmp_path):
         server.save_label("phantom_00", truth["phantom_00"], params=SEGMENTS)
         begun = time.monotonic()
         server.train()
-        assert server.get("/train/", check_if_running=True)["status"] in ("SUBMITTED", "RUNNING")
+        assert server.running()["status"] in ("SUBMITTED", "RUNNING")
         ended = server.wait()
         assert ended["status"] == "DONE" and "trained on 1 labelled and 3 other scans" in " ".join(ended["details"])
         print(f"from a final label to a model: {time.monotonic() - begun:.0f} s")
