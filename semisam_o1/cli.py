@@ -387,15 +387,15 @@ def _review(options) -> int:
     from semisam_o1.job.review import review
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data, take, studies = options.data, list(options.take), None
+    data, studies, later = options.data, None, {}
     with tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
             studies = opened(data, data := beside(options.run))
-            take += studies.write_later(Path(made))
-        steps = (options.accept, take, options.case, options.reject, options.undo)
+            later = studies.write_later(Path(made))
+        steps = (options.accept, [*options.take, *later], options.case, options.reject, options.undo)
         text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
     if studies is not None and whole:
-        for final in studies.later:
+        for final in later.values():
             studies.took(final)
     say(text)
     return int(not whole)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
+from semisam_o1.clinic.studies import STORE
 from semisam_o1.data.folders import composed
 from semisam_o1.data.formats import case_name, format_of
 from semisam_o1.files import checksum, copy_file, read_json, write_json
@@ -28,7 +29,6 @@ from semisam_o1.types import DatasetError, UserError
 
 log = logging.getLogger("semisam_o1")
 TAG = "original"  # of suggestions; people's labels have "final"
-DATASTORE = "datastore_v2.json"  # of MONAI Label, in a studies folder
 SUFFIX = ".nii.gz"  # of pseudo-labels
 SECONDS = 60  # that a server may take for an answer
 
@@ -124,13 +124,13 @@ class Folder:
             known = datastore["objects"].setdefault(image, {"image": _entry(suffix, ts=now, name=file.name)})
             info = _entry(SUFFIX, ts=now, name=target.name, params=dict(params))
             known["labels"] = known.get("labels", {}) | {TAG: info}
-            write_json(self.path / DATASTORE, datastore)
+            write_json(self.path / STORE, datastore)
 
     def _files(self) -> dict[str, Path]:
         return {case_name(path): path for path in sorted(self.path.iterdir()) if path.is_file() and format_of(path)}
 
     def _datastore(self) -> dict[str, Any]:
-        path = self.path / DATASTORE
+        path = self.path / STORE
         empty = {"name": "new-dataset", "description": "New Dataset", "images_dir": ".", "labels_dir": "labels"}
         found = empty | (read_json(path) if path.is_file() else {})
         if not isinstance(found.setdefault("objects", {}), dict):

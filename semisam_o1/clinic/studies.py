@@ -107,12 +107,19 @@ def opened(studies: str | Path, folder: Path) -> DataSet:
 class DataSet:
     """The data set that is made of a studies folder, in a folder of its own. Lists of the studies folder count there.
 
+    A folder with other files is refused.
+
     The finals of the first training are its templates and stay so; later ones are for the caller, see `later`. Class
     numbers and names are those of the templates.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.state_file = folder, folder / "finals.json"
+        if not self.state_file.is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} has files, but no {self.state_file.name}: it is no data set of a studies folder. Nothing "
+                "was written. Move it away, or name another folder for the run."
+            )
         self.state: dict[str, Any] = {"templates": [], "classes": {}, "taken": {}}
         if self.state_file.is_file():
             self.state |= read_json(self.state_file)
@@ -132,6 +139,7 @@ class DataSet:
                 "templates": [final.case for final in templates],
                 "classes": classes_of(map(held_segments, templates)),
             }
+        self.save()  # first: it says whose the folder is
         links = self.folder / "images"
         links.mkdir(parents=True, exist_ok=True)
         for path in links.iterdir():
@@ -168,16 +176,17 @@ class DataSet:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_label(path, values, final.image, scan.grid)
 
-    def write_later(self, folder: Path) -> list[Path]:
+    def write_later(self, folder: Path) -> dict[Path, Final]:
         """Write the `later` finals as CASE.nii.gz; one that cannot be used is named in a warning and left out."""
-        written = []
+        written = {}
         for final in self.later:
+            path = folder / f"{final.case}.nii.gz"
             try:
-                self.write(final, folder / f"{final.case}.nii.gz")
+                self.write(final, path)
             except UserError as error:
                 log.warning("%s It is not used.", error)
             else:
-                written.append(folder / f"{final.case}.nii.gz")
+                written[path] = final
         return written
 
     @property

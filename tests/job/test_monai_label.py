@@ -148,6 +148,35 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     assert set(Reviewed(run.reviewed).labels()) == {"phantom_00"}
 
 
+def test_a_final_label_that_cannot_be_used_is_not_taken_for_done(studies, tmp_path):
+    studies.submit(1)
+    studies.save()
+    command = ["run", str(studies.path), "--output", str(tmp_path / "r"), *small(num_rounds=0)]
+    assert main(command) == 0
+    studies.submit(0)
+    studies.save()
+    label = studies.path / "labels" / "final" / "phantom_00.nii.gz"
+    whole = label.read_bytes()
+    label.write_bytes(b"no image")
+    review_it = ["review", str(tmp_path / "r"), "--data", str(studies.path)]
+    main(review_it)
+    assert not Reviewed(tmp_path / "r" / "reviewed").labels()
+    state = json.loads((tmp_path / "r-studies" / "finals.json").read_text())
+    assert state["taken"] == {}
+    label.write_bytes(whole)
+    assert main(review_it) == 0 and set(Reviewed(tmp_path / "r" / "reviewed").labels()) == {"phantom_00"}
+
+
+def test_a_folder_of_somebody_else_is_left_alone(studies, tmp_path, capsys):
+    studies.submit(1)
+    studies.save()
+    label = tmp_path / "r-studies" / "labels" / "by_hand.nii.gz"
+    label.parent.mkdir(parents=True)
+    label.write_bytes(b"the only copy")
+    assert main(["run", str(studies.path), "--output", str(tmp_path / "r"), *small(num_rounds=0)]) == 2
+    assert label.read_bytes() == b"the only copy" and "Move it away" in capsys.readouterr().err
+
+
 def test_before_a_training_the_first_image_is_next(studies):
     assert next_scan(studies.bundle, ["b", "a"])[::2] == ("a", 2)
     (studies.bundle / "run").mkdir()
