@@ -17,6 +17,8 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from semisam_o1.clinic.make_app import MODEL
 from semisam_o1.clinic.next_scan import next_scan
+from semisam_o1.clinic.serving import UNPROCESSABLE, refuse
+from semisam_o1.errors import plainly
 from semisam_o1.types import UserError
 
 log = logging.getLogger("semisam_o1")
@@ -69,11 +71,17 @@ class ReviewApp(sample_app()):  # type: ignore[misc]
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """With the bundle as it is on disk: MONAI Label alone reads its config when the server starts, and a training
-        may have changed it since."""
+        may have changed it since. A scan that cannot be labelled is answered with the sentence that `predict` prints;
+        MONAI Label alone answers with a bare 500."""
         if self._on_disk() != self.served:
             log.info("the bundle has changed: its config is read again")
             self._infers = self.init_infers()
-        return super().infer(request, datastore)
+        try:
+            return super().infer(request, datastore)
+        except Exception as error:
+            if text := plainly(error):
+                refuse(text, UNPROCESSABLE)
+            raise
 
     def _on_disk(self) -> list[int]:
         """The times at which config and description of the bundle changed."""

@@ -17,6 +17,7 @@ NO_MODEL = (
 )
 RESTART = "the first model of this bundle was trained after the server started. Restart the server to use it."
 CONFLICT = 409  # status of an answer that the state of the server forbids
+UNPROCESSABLE = 422  # status of an answer to a scan that cannot be labelled
 
 
 def trained_alone(chain: Compose, bundle_root: str | Path | None = None) -> Compose:
@@ -50,6 +51,6 @@ class RefuseUntrained(Transform):
         return data
 
 
-def refuse(text: str) -> None:
+def refuse(text: str, status: int = CONFLICT) -> None:
     web = sys.modules.get("fastapi")
-    raise UserError(text) if web is None else web.HTTPException(CONFLICT, text)
+    raise UserError(text) if web is None else web.HTTPException(status, text)

@@ -9,7 +9,7 @@ import pytest
 from semisam_o1.clinic.export import export
 from semisam_o1.clinic.make_app import make_app
 from semisam_o1.job.review import review
-from tests.clinic.server import Server
+from tests.clinic.server import Refused, Server
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +69,11 @@ def test_a_bundle_that_changes_is_read_again(server, run, tmp_path):
     assert set(np.unique(np.asarray(nibabel.load(after).dataobj))) == {0, 5, 7}
     config.write_text(json.dumps(content))
     assert server.infer("phantom_02", tmp_path / "again.nii.gz").read_bytes() == before
+
+
+def test_a_damaged_scan_is_answered_with_a_sentence(server, phantom_dir, tmp_path):
+    image = tmp_path / "cut.nii.gz"
+    whole = next((phantom_dir / "images").iterdir()).read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Refused, match="^422: .*truncated or damaged.*"):
+        server.infer(image, tmp_path / "found.nii.gz")
