@@ -5,6 +5,7 @@ import ast
 import inspect
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,11 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{page.name}: {link} names no heading"
 
 
-def test_the_picture_of_the_data_is_there():
-    assert (ROOT / "docs" / "images" / "data_way.png").is_file()
+@pytest.mark.parametrize("name", ["data_way", "monai_label"])
+def test_the_drawn_pictures_know_every_stage_and_are_there(name, tmp_path):
+    drawn = runpy.run_path(str(ROOT / "docs" / "make_pictures.py"))
+    drawn[name](tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file() and (ROOT / "docs" / "images" / f"{name}.png").is_file()
 
 
 def test_every_module_is_in_the_overview():
