@@ -1,4 +1,4 @@
-"""Draw the pictures of the pages: `python docs/make_pictures.py` writes data_way.png and monai_label.png to docs/images.
+"""Draw the pictures of the pages: `python docs/make_pictures.py` writes data_way.png, monai_label.png in docs/images.
 
 Names of stages come from `semisam_o1.job.stages` and names of files from `semisam_o1.runfolder`, so that the pictures
 say what the code does.
