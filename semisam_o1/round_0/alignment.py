@@ -23,6 +23,8 @@ AT_ONCE = 32  # starts evaluated per batch
 TRIED = 5  # a start is evaluated on every fifth point
 PARTS = 4  # of the points, sampled in parallel
 MARGIN = 4  # tokens around the part of a scan that is aligned at full resolution
+LEAST_VOLUME = 0.4  # of a place, relative to what the affine map gives it, below which it costs
+SQUEEZED_COST = 3.0  # weight of that cost, see `squeezed`
 OUTSIDE_COST = 0.15  # of a point outside the template; squared descriptor distances are 0.05 to 0.2
 
 
@@ -225,6 +227,23 @@ def smoothed(field: torch.Tensor) -> torch.Tensor:
     return F.avg_pool3d(F.avg_pool3d(F.pad(field, (2,) * 6, mode="replicate"), 3, 1), 3, 1)
 
 
+def squeezed(points: torch.Tensor, affine: AffineMap, step_mm: float) -> torch.Tensor:
+    """The cost of a displacement that squeezes or folds the space, which may tear neighbouring classes apart.
+
+    The mean of (`LEAST_VOLUME` - v)^2 over the cells with v < `LEAST_VOLUME`, where v is the volume of a mapped cell
+    relative to that under the affine map, negative where the space is folded.
+
+    Args:
+        points: (H, W, D, 3) mm, the mapped places of a grid of ``step_mm`` mm. affine: the map without displacement.
+    """
+    if min(points.shape[:3]) < 2:
+        return points.new_zeros(())
+    x, y, z = (points.diff(dim=axis) for axis in range(3))
+    volume = (x[:, :-1, :-1] * torch.linalg.cross(y[:-1, :, :-1], z[:-1, :-1])).sum(-1)
+    volume = volume / (torch.linalg.det(affine.matrix) * step_mm**3)
+    return (LEAST_VOLUME - volume).clamp(min=0).square().mean()
+
+
 def finest(template: Tokens) -> int:
     """Tokens per side that `deform` pools at its finest level: 2 for large grids, where 1 takes 8 times as long."""
     return 2 if template[0].numel() > 20 * POOLED_VOXELS else 1
@@ -242,7 +261,7 @@ def deform(
     """Find a smooth displacement field on top of ``to_template`` that reduces the descriptor distance.
 
     Adam minimises, coarse to fine on pooled descriptors, with a control point at every second token:
-    mean w (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2, with u in tokens.
+    mean w (template(A x + u(x)) - scan(x))^2 + stiffness x mean |grad u|^2 + the cost of `squeezed`, with u in tokens.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
@@ -276,7 +295,8 @@ def deform(
                 moved, where = moved_by(control)
                 distance = (sample(moving, where, step) - fixed).square().mean(0)
                 bent = sum((moved.diff(dim=axis) / factor).square().mean() for axis in (2, 3, 4))
-                ((counts * distance).mean() + stiffness * bent).backward()
+                rough = stiffness * bent + SQUEEZED_COST * squeezed(where, to_template, step)
+                ((counts * distance).mean() + rough).backward()
                 optimiser.step()
         if steps:
             field, value = smoothed(control.detach()), float(distance.detach().mean())
@@ -318,6 +338,7 @@ def sharpen(
     template: Tokens,
     scan: Tokens,
     step_mm: float,
+    to_template: AffineMap,
     points: torch.Tensor,
     weight: torch.Tensor,
     near: torch.Tensor,
@@ -330,7 +351,7 @@ def sharpen(
     `deform` does, with a field that begins at zero.
 
     Args:
-        template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
+        template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm. to_template: the affine map in ``points``.
         points: (H, W, D, 3) centred mm, the position of each token of the scan in the template.
         weight: (H', W', D') on the template's tokens, of a distance there.
         near: (H', W', D') on the template's tokens: True where the detail matters.
@@ -360,7 +381,8 @@ def sharpen(
             where = start + moved[0].permute(1, 2, 3, 0) * step_mm
             distance = (sample(template, where, step_mm) - fixed).square().mean(0)
             bent = sum(moved.diff(dim=axis).square().mean() for axis in (2, 3, 4))
-            ((counts * distance).mean() + stiffness * bent).backward()
+            rough = stiffness * bent + SQUEEZED_COST * squeezed(where, to_template, step_mm)
+            ((counts * distance).mean() + rough).backward()
             optimiser.step()
     found = points.clone()
     found[box] = start + moved_by(control.detach())[0].permute(1, 2, 3, 0) * step_mm

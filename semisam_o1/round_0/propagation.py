@@ -236,7 +236,8 @@ def nearest(
             to_template, displacement, residual = register(moving, fixed, step_mm, turn, seed, weight=weight)
             points = to_template(points) + displacement
             if sharp and finest(moving) > 1:
-                points = sharpen(moving, fixed, step_mm, points, emphasis(reference.label), near(reference.label))
+                close = near(reference.label)
+                points = sharpen(moving, fixed, step_mm, to_template, points, emphasis(reference.label), close)
         elif alignment:
             to_template, residual = align(moving, fixed, step_mm, turn, seed=seed)[0]
             points = to_template(points)

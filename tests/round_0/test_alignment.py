@@ -23,11 +23,14 @@ from semisam_o1.round_0.alignment import (
     sample,
     sharpen,
     smoothed,
+    squeezed,
     turn_between,
 )
+from semisam_o1.round_0.quality import nonpositive_jacobian
 
 STEP = 2.0
 SIDES = (18, 17, 16)
+IDENTITY = AffineMap(torch.eye(3), torch.zeros(3))
 
 
 def smooth_volume(seed, shape=SIDES, channels=3, sigma=2.0):
@@ -202,7 +205,7 @@ def test_align_finds_a_known_affine_map_again():
     template, truth = smooth_volume(7), known_map(8)
     scan = seen_at(template, truth(centred_points(SIDES, STEP)))
     (found, distance), *_ = align(template, scan, STEP)
-    assert furthest_in_the_middle(AffineMap(torch.eye(3), torch.zeros(3)), truth) > 2 * STEP
+    assert furthest_in_the_middle(IDENTITY, truth) > 2 * STEP
     assert furthest_in_the_middle(found, truth) < 0.5 * STEP
     assert distance < 0.1  # of descriptors of unit variance, two strangers lie 2 apart
     again, same = align(template, scan, STEP)[0]
@@ -215,7 +218,7 @@ def test_align_finds_a_known_affine_map_again():
 def test_align_of_the_template_with_itself_is_the_identity():
     template = smooth_volume(8)
     (found, distance), *_ = align(template, template, STEP)
-    assert furthest_in_the_middle(found, AffineMap(torch.eye(3), torch.zeros(3))) < 0.25 * STEP
+    assert furthest_in_the_middle(found, IDENTITY) < 0.25 * STEP
     assert distance < 0.05
 
 
@@ -291,14 +294,13 @@ def test_deform_finds_a_known_displacement_again(matrix):
 
 def test_deform_stays_where_nothing_is_to_gain():
     template = smooth_volume(12)
-    found, distance = deform(template, template, STEP, AffineMap(torch.eye(3), torch.zeros(3)))
+    found, distance = deform(template, template, STEP, IDENTITY)
     assert found.norm(dim=-1).mean() < 0.15 * STEP and distance < 0.02
 
 
 def test_stiffness_holds_the_displacement_back():
     template, scan = smooth_volume(13, (12, 12, 12)), smooth_volume(14, (12, 12, 12))
-    identity = AffineMap(torch.eye(3), torch.zeros(3))
-    loose, stiff = (deform(template, scan, STEP, identity, stiffness=s)[0] for s in (0.05, 50.0))
+    loose, stiff = (deform(template, scan, STEP, IDENTITY, stiffness=s)[0] for s in (0.05, 50.0))
     assert stiff.diff(dim=0).square().mean() < 0.1 * loose.diff(dim=0).square().mean()
 
 
@@ -309,18 +311,53 @@ def test_a_displacement_serves_the_places_of_weight_first():
     truth = torch.tensor([0.0, 3.0, 0.0]) * (2 * half - 1)  # mm
     scan = seen_at(template, points + truth)
     weight = torch.where(half[..., 0] > 0, 2.0, 0.05)
-    identity = AffineMap(torch.eye(3), torch.zeros(3))
     errors = []
     for counts in (None, weight):
-        found, _ = deform(template, scan, STEP, identity, stiffness=0.5, weight=counts)
+        found, _ = deform(template, scan, STEP, IDENTITY, stiffness=0.5, weight=counts)
         errors.append((found - truth)[half[..., 0] > 0].norm(dim=-1).mean())
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_a_grid_of_few_tokens_is_deformed_all_the_same():
     template = smooth_volume(16, (5, 6, 3))
-    found, _ = deform(template, template, STEP, AffineMap(torch.eye(3), torch.zeros(3)))
+    found, _ = deform(template, template, STEP, IDENTITY)
     assert found.shape == (5, 6, 3, 3) and found.isfinite().all()
+
+
+@pytest.mark.parametrize("scale, cost", [(1.0, 0.0), (2.5, 0.0), (0.5, 0.0), (0.2, 0.2**2), (-1.0, 1.4**2)], ids=str)
+def test_squeezed_by_hand(scale, cost):
+    """A cell may keep 0.4 of its volume; a mirrored one has -1 times its volume."""
+    along_x = torch.tensor([scale, 1.0, 1.0])
+    points = centred_points((3, 4, 5), STEP)
+    assert float(squeezed(points * along_x, IDENTITY, STEP)) == pytest.approx(cost, abs=1e-6)
+    half = torch.where(points[..., :1] < 0, points * along_x, points)  # one of two cells along x
+    assert float(squeezed(half, IDENTITY, STEP)) == pytest.approx(cost / 2, abs=1e-6)
+    assert float(squeezed(points[:1], IDENTITY, STEP)) == 0  # one layer of places has no volume
+
+
+def test_squeezed_is_relative_to_the_affine_map():
+    shrunk = AffineMap(0.5 * rotation([0.3, 0.1, 0.2]), torch.tensor([5.0, 0.0, 1.0]))
+    points = shrunk(centred_points((3, 4, 5), STEP))
+    assert float(squeezed(points, shrunk, STEP)) == pytest.approx(0, abs=1e-6)
+    assert float(squeezed(points, IDENTITY, STEP)) == pytest.approx((0.4 - 0.125) ** 2, abs=1e-5)
+
+
+def test_displacements_do_not_fold_the_space(monkeypatch):
+    """Two volumes that have nothing in common, and a field that is hardly stiff."""
+    template, scan = smooth_volume(20), smooth_volume(21)
+    points, everywhere = centred_points(SIDES, STEP), torch.ones(SIDES, dtype=torch.bool)
+
+    def folds():
+        coarse = points + deform(template, scan, STEP, IDENTITY, stiffness=0.002)[0]
+        weights = torch.ones(SIDES)
+        fine = sharpen(template, scan, STEP, IDENTITY, points, weights, everywhere, stiffness=0.002)
+        return [nonpositive_jacobian(found, torch.ones(SIDES)) for found in (coarse, fine)]
+
+    with_cost = folds()
+    monkeypatch.setattr(alignment, "SQUEEZED_COST", 0.0)
+    without = folds()
+    for one, other in zip(with_cost, without, strict=True):
+        assert one < 0.25 * other and other > 0.01
 
 
 def fine_waves(points, mm=1.5):
@@ -334,12 +371,14 @@ def test_sharpen_finds_a_fine_displacement_where_the_detail_matters():
     scan = seen_at(template, points + truth)
     near = torch.zeros(SIDES, dtype=torch.bool)
     near[:6] = True
-    found = sharpen(template, scan, STEP, points, torch.ones(SIDES), near)
+    found = sharpen(template, scan, STEP, IDENTITY, points, torch.ones(SIDES), near)
     inner = (slice(1, 5), slice(3, -3), slice(3, -3))
     error, before = ((field - points - truth)[inner].norm(dim=-1).mean() for field in (found, points))
     assert error < 0.75 * before
     np.testing.assert_array_equal(found[12:], points[12:])  # 4 tokens around what is near, and no more
-    np.testing.assert_array_equal(sharpen(template, scan, STEP, points, torch.ones(SIDES), near & False), points)
+    np.testing.assert_array_equal(
+        sharpen(template, scan, STEP, IDENTITY, points, torch.ones(SIDES), near & False), points
+    )
 
 
 def test_sharpen_adds_to_what_was_found():
@@ -347,11 +386,12 @@ def test_sharpen_adds_to_what_was_found():
     template, points = smooth_volume(18), centred_points(SIDES, STEP) + torch.tensor([3.0, 0, 0])
     scan = seen_at(template, points)
     everywhere = torch.ones(SIDES, dtype=torch.bool)
-    found = sharpen(template, scan, STEP, points, torch.ones(SIDES), everywhere)
+    found = sharpen(template, scan, STEP, IDENTITY, points, torch.ones(SIDES), everywhere)
     inner = (slice(2, -4), slice(2, -2), slice(2, -2))
     assert (found - points)[inner].norm(dim=-1).mean() < 0.15 * STEP
     stiff, loose = (
-        sharpen(template, smooth_volume(19), STEP, points, torch.ones(SIDES), everywhere, stiffness=stiffness) - points
+        sharpen(template, smooth_volume(19), STEP, IDENTITY, points, torch.ones(SIDES), everywhere, stiffness=stiffness)
+        - points
         for stiffness in (100.0, 0.01)
     )
     assert stiff.diff(dim=0).square().mean() < 0.1 * loose.diff(dim=0).square().mean()
