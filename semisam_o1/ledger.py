@@ -106,10 +106,14 @@ class Ledger:
         if self.state(path) not in (State.ABSENT, State.FOREIGN):
             self._hold(path)
 
-    def remove_below(self, folder: Path) -> None:
-        """`remove` every known file in ``folder`` and below, then the folders that are empty."""
-        for name in [name for name in self.entries if (self.folder / name).is_relative_to(folder)]:
-            self.remove(self.folder / name)
+    def remove_below(self, folder: Path, changed: bool = True) -> None:
+        """`remove` every known file in ``folder`` and below, then the folders that are empty.
+
+        ``changed``: also those that a person changed; without it they stay where they are.
+        """
+        for path in [self.folder / name for name in self.entries if (self.folder / name).is_relative_to(folder)]:
+            if changed or self.state(path) is not State.CHANGED:
+                self.remove(path)
         remove_empty(folder)
 
     def recover(self) -> None:
@@ -200,12 +204,11 @@ class Ledger:
         )
 
     def kept_at(self, path: Path) -> Path:
-        """Where a person's version of ``path`` is kept: labels in ``reviewed/``, other files beside it with a date."""
-        if path.name.endswith(VOLUME):
-            path = self.reviewed / path.name
-            if not os.path.lexists(path):
-                return path
-        return dated(path)
+        """Where a person's version of ``path`` is kept, with a date: labels in ``reviewed/``, other files beside it.
+
+        A label in ``reviewed/`` without a date is one that counts, see `reviewed`.
+        """
+        return dated(self.reviewed / path.name if path.name.endswith(VOLUME) else path)
 
 
 def held_path(path: Path) -> Path:

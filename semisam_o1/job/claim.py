@@ -82,16 +82,16 @@ def is_store(folder: Path) -> bool:
 def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Iterable[str]) -> None:
     """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
 
-    The partial results of an interrupted step stay if they fit the settings. What a person changed is kept, see
-    `ledger`; what a run does not write stays.
+    The partial results of an interrupted step stay if they fit the settings. Labels that a person changed stay, other
+    files that were changed are kept, see `ledger`; what a run does not write stays.
 
     Args:
         names: the cases of this start and of the one before.
     """
     for path in (run.report, run.review, run.metrics):
         run.ledger.remove(path)
-    for folder in (run.pseudo_labels, run.bundle):
-        run.ledger.remove_below(folder)
+    run.ledger.remove_below(run.pseudo_labels, changed=False)
+    run.ledger.remove_below(run.bundle)
     unfinished: list[RoundFolder] = []
     if "propagation/first" not in done and not half_done_fits:
         unfinished.append(run.round(0))

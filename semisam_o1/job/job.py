@@ -85,7 +85,7 @@ class Job:
             if stale is not None:
                 self._plan_rounds()
                 journal.half_done_fits = False
-            again = lacking(self, journal.done, complete and not stale)
+            again = lacking(self, journal.done, complete and stale is None)
             if not complete:
                 remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
             for stage in self._stages():
@@ -183,7 +183,8 @@ class Job:
         elif self.auto and self.record.more_rounds:
             self.auto = False
         elif not self.auto and self.config.setting("num_rounds") != "auto":
-            self.record.rounds = int(self.config.setting("num_rounds")) + self.record.more_rounds
+            planned = int(self.config.setting("num_rounds")) + self.record.more_rounds
+            self.record.rounds = max(planned, self.record.called_for)  # fewer rounds may be asked for than before
         if not self.auto:
             self.record.best_round = self.record.rounds
 

@@ -27,7 +27,8 @@ class RunRecord:
         rounds, best_round: the number of rounds, and the round whose model is the final one.
         labels_round: the round whose labels are the final ones: ``best_round``, or 0 if its labels are judged better.
         corrections: what the run has learned from people, in the order in which it came: after each start that brought
-            something, the labels (case -> SHA-256), the rejected scans, and the round after which they came.
+            something, the labels (case -> SHA-256), the rejected scans, the round after which they came, and the round
+            that they call for, if any.
         more_rounds: the rounds that were added for corrections.
         warnings: problems that a user of the labels must know.
     """
@@ -55,6 +56,11 @@ class RunRecord:
         """Set scans aside on which a stage failed (case -> reason): the cohort goes on without them."""
         self.failed |= found
         self.config.cohort = self.config.cohort.without(found)
+
+    @property
+    def called_for(self) -> int:
+        """The last round that corrections called for; 0 if none did."""
+        return max((entry.get("round") or 0 for entry in self.corrections), default=0)
 
     @property
     def set_aside(self) -> dict[str, str]:

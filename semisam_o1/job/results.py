@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.ledger import State
 from semisam_o1.report.metrics import evaluate_folder
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.round_0.passes import FirstPass, outside_classes
@@ -16,6 +18,7 @@ from semisam_o1.runfolder import CANNOT_TELL, CLASS_COLUMN, ODD, RoundFolder, Ru
 from semisam_o1.tables import COUNT, TEXT, write_rows
 from semisam_o1.types import Case
 
+log = logging.getLogger("semisam_o1")
 # Columns of review.csv; ``class`` is the one with the lowest predicted Dice of the scan, to look at first; ``outside``
 # are those that lie outside of its field of view and are left empty; ``cannot_tell`` is why there is no predicted Dice.
 # ``odd`` are classes with a volume or a place that no other scan has.
@@ -29,12 +32,17 @@ REVIEW = {
 def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], touched: Mapping[str, Path]) -> None:
     """Copy the final labels of a round to ``pseudo_labels/``, each one atomically; see `ledger` for changed ones.
 
-    ``touched``: case -> the label that a person gave, which is the final one.
+    A label there that a person changed and that is not taken, because it does not fit or came while the run worked,
+    stays. ``touched``: case -> the label that a person gave, which is the final one.
     """
     for case in cases:
-        label = touched.get(case.name, folder.final(case.name))
+        own, out = folder.final(case.name), run.pseudo_label(case.name)
+        if case.name not in touched and run.ledger.state(out) is State.CHANGED:
+            log.warning("case %s: %s is yours, not taken, and stays; the run's own is %s", case.name, out, own)
+            continue
+        label = touched.get(case.name, own)
         if label.exists():
-            with run.ledger.writing(run.pseudo_label(case.name)) as aside:
+            with run.ledger.writing(out) as aside:
                 shutil.copyfile(label, aside)
 
 

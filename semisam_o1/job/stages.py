@@ -130,7 +130,11 @@ def lacking_copies(job: Job, round: int, later: bool) -> list[Case]:
 
 def quality(job: Job, round: int, cases: Cases = None) -> None:
     """Estimate the quality of a round's final labels without truth."""
-    over_cases(job, job.config.build("propagation#quality", round), judged_cases(job) if cases is None else cases)
+    cases = judged_cases(job) if cases is None else cases
+    if not cases and job.cohort.touched:
+        log.info("people gave every label: no quality to estimate")
+        return
+    over_cases(job, job.config.build("propagation#quality", round), cases)
 
 
 def lacking_quality(job: Job, round: int, later: bool) -> list[Case]:
@@ -283,7 +287,8 @@ def refine(job: Job, round: int, cases: Cases = None) -> None:
     pool = [case for case in job.cohort.pool if case.name not in job.record.set_aside]
     pool = [case for case in pool if kept is None or case.name in kept]
     engine.run(pool, max_epochs=1, epoch_length=len(pool))
-    log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(pool))
+    untouched = [case for case in pool if case.name not in job.cohort.touched]
+    log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(untouched))
 
 
 def lacking_refined(job: Job, round: int, later: bool) -> list[Case]:

@@ -61,7 +61,7 @@ def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) 
     if done:
         for path in (folder.quality.path, folder.calibration):
             remove(path)
-    record.corrections.append({**given, "after_round": last})
+    record.corrections.append({**given, "after_round": last, "round": last + 1 if trained else None})
     if trained:
         record.more_rounds += 1
         record.rounds = record.best_round = last + 1

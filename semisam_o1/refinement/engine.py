@@ -53,9 +53,10 @@ def refinement_engine(
 ) -> Engine:
     """An engine that runs over the pool and writes a round's labels: the predictions, or labels from ``propose``.
 
-    ``engine.state.replaced`` names the cases whose label changed. ``guard`` returns the quality of a label. A proposal
-    with a lower quality than the prediction is rejected. If the mean gain of the proposals is below ``least_gain``,
-    which is less than the guard can measure, all are rejected and the refinement is switched off.
+    A scan whose label a person gave keeps its prediction, which nothing uses. ``engine.state.replaced`` names the cases
+    whose label changed. ``guard`` returns the quality of a label. A proposal with a lower quality than the prediction
+    is rejected. If the mean gain of the proposals is below ``least_gain``, which is less than the guard can measure,
+    all are rejected and the refinement is switched off.
     """
     folder = RunFolder(output_dir).round(round)
 
@@ -65,7 +66,7 @@ def refinement_engine(
             return
         engine.state.seen.append(case)
         copy_file(source, target)
-        label = propose(case)
+        label = None if case.name in cohort.touched else propose(case)
         if label is None:
             return
         write_label(target, label.numpy(), case.image, cohort.grid(case), cohort.class_numbers)

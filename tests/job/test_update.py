@@ -81,6 +81,29 @@ def test_a_repeat_from_round_0_is_a_new_run_with_the_same_labels(corrected, phan
         assert_same_labels(again.path / stage, new.path / stage)
 
 
+def test_a_correction_is_learned_from_though_fewer_rounds_are_asked_for(corrected, phantom_dir, tmp_path):
+    again = RunFolder(shutil.copytree(corrected.path, tmp_path / "run"))
+    review(again.path, accept=["phantom_02"])
+    assert command(phantom_dir, again, num_rounds=1) == 0
+    assert again.rounds() == [0, 1, 2, 3, 4] and again.read_record()["rounds"] == 4
+    assert command(phantom_dir, again, num_rounds=1) == 0  # nothing is new
+    assert again.rounds() == [0, 1, 2, 3, 4] and again.read_record()["best_round"] == 4
+
+
+def test_a_label_that_does_not_fit_stays_where_it_was_saved(run, phantom_dir, tmp_path, capfd):
+    """It counts for nothing, and the run neither replaces nor moves it, also while it learns from another one."""
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    correct(found, phantom_dir, "phantom_01")
+    path = found.pseudo_label("phantom_02")
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), path)
+    refused = path.read_bytes()
+    for _ in range(2):
+        assert command(phantom_dir, found) == 0
+        said = capfd.readouterr().out
+        assert path.read_bytes() == refused and "phantom_02.nii.gz is refused" in said and "yours, not taken" in said
+        assert [file.name for file in found.reviewed.glob("*.nii.gz")] == ["phantom_01.nii.gz"]
+
+
 @pytest.mark.slow
 def test_a_killed_update_goes_on(run, corrected, phantom_dir, tmp_path, monkeypatch):
     found = RunFolder(shutil.copytree(run, tmp_path / "run"))
