@@ -22,7 +22,7 @@ from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.job.tracking import Tracking, untracked
 from semisam_o1.job.update import learn, take_in
 from semisam_o1.lock import lock_folder
-from semisam_o1.report.curve import curve, curve_text
+from semisam_o1.report.curve import curve, curve_text, handed_out
 from semisam_o1.report.metrics import MEASURES, summary_text, write_csv
 from semisam_o1.report.page import write_report
 from semisam_o1.reviewed import Reviewed
@@ -161,6 +161,11 @@ class Job:
             rows = self.evaluate()
             with run.ledger.writing(run.metrics) as aside:
                 write_csv(rows, aside)
+            names = [case.name for case in self.cohort.untouched if case in cases]
+            metric = MEASURES[self.config.setting("metric_definition")][0].name
+            labelled = len(self.cohort.labelled)
+            found = handed_out(run, record.labels_round, labelled, record.best_round, names, rows, metric)
+            record.add_handed_out(found)
         if record.rounds:
             write_bundle(run, self.config, record.best_round)
         record.write()
@@ -168,7 +173,7 @@ class Job:
         write_report(run.path, self.cohort)
         if rows:
             log.info("\n%s", summary_text(rows, self.config.setting("metric_definition")))
-        if steps := curve(run, run.read_record(), rows, MEASURES["mm"][0].name):
+        if steps := curve(record.handed_out):
             log.info("%s", curve_text(steps))
         self._tell_of_labels()
         log.info("labels: %s", run.pseudo_labels)
@@ -270,6 +275,7 @@ class Job:
         step, rounds = (self.config.setting(id) for id in ("restart_from", "num_rounds"))
         if step and (rounds == "auto" or round_of(step) <= int(rounds)):
             self.record.corrections, self.record.more_rounds = [], 0  # known from the start
+            self.record.handed_out = []
             self.auto = rounds == "auto"
             self._plan_rounds()
         self.record.write()

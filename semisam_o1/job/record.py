@@ -30,6 +30,7 @@ class RunRecord:
             something, the labels (case -> SHA-256), the rejected scans, the round after which they came, and the round
             that they call for, if any.
         more_rounds: the rounds that were added for corrections.
+        handed_out: the labels that were handed out after so many ``corrections``, see `report.curve.handed_out`.
         warnings: problems that a user of the labels must know.
     """
 
@@ -42,6 +43,7 @@ class RunRecord:
         self.labels_round = kept.get("labels_round", self.best_round)
         self.corrections: list[dict] = kept.get("corrections", [])
         self.more_rounds: int = kept.get("more_rounds", 0)
+        self.handed_out: list[dict] = kept.get("handed_out", [])
         self.warnings: Sequence[str] = ()
         self._kept_failed = kept.get("failed", {})
 
@@ -67,6 +69,12 @@ class RunRecord:
         """Case -> reason, of all scans that this start does not use."""
         return self.config.cohort.set_aside
 
+    def add_handed_out(self, found: dict) -> None:
+        """Record the labels that are handed out; they replace those handed out after the same corrections."""
+        count = len(self.corrections)
+        before = [kept for kept in self.handed_out if kept["corrections"] < count]
+        self.handed_out = [*before, {"corrections": count, **found}]
+
     def add_stage(self, name: str, seconds: float, peak_mib: float) -> None:
         """Record a finished stage; replaces an earlier entry of the same name."""
         self.stages = [stage for stage in self.stages if stage["stage"] != name]
@@ -89,6 +97,7 @@ class RunRecord:
             "labels_round": self.labels_round,
             "corrections": self.corrections,
             "more_rounds": self.more_rounds,
+            "handed_out": self.handed_out,
             "stages": self.stages,
             "settings": config.settings,
         }

@@ -1,8 +1,8 @@
-"""How good labels are that nobody touched, by the number of labelled scans: what corrections have won so far."""
+"""How good the labels were that were handed out, by the number of labelled scans: what corrections have won so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from semisam_o1.report.metrics import STAGES
@@ -10,49 +10,67 @@ from semisam_o1.runfolder import RunFolder
 
 
 class Step(NamedTuple):
-    """The labels of ``round``, made with so many ``labelled`` scans.
+    """Labels that were handed out, made with so many ``labelled`` scans after ``rounds`` of training.
 
-    predicted: their mean predicted Dice. true: the mean of a metric where truth is known. None where there is none.
+    source: the round they come from, 0 if its labels were expected to be better. predicted: their mean predicted Dice.
+    true: the mean of a metric where truth is known. None where there is none.
     """
 
     labelled: int
-    round: int
+    rounds: int
+    source: int
     predicted: float | None
     true: float | None
 
 
-def curve(run: RunFolder, record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], metric: str) -> list[Step]:
-    """The last round before each correction, and the last of all; empty before the first correction.
+def handed_out(
+    run: RunFolder,
+    number: int,
+    labelled: int,
+    rounds: int,
+    names: Iterable[str],
+    rows: Iterable[Mapping[str, Any]],
+    metric: str,
+) -> dict[str, Any]:
+    """What is handed out, for run.json: for each scan that nobody touched, its predicted Dice and its true one.
 
     Args:
-        record: of run.json. rows: of metrics.csv. metric: the column of the true values.
+        number: of the round that the labels come from. labelled: number of scans with a label of a person. rounds: of
+            training. names: of the untouched scans. rows: of metrics.csv. metric: the column of the true values.
     """
-    batches = record.get("corrections", [])
-    if not batches:
+    here = [row for row in rows if (row["split"], row["round"], row["class"]) == ("pool", number, "mean")]
+    stage = max((row["stage"] for row in here if row["stage"] in STAGES[1:]), key=STAGES.index, default=None)
+    true = {row["case"]: row[metric] for row in here if row["stage"] == stage}
+    quality = run.round(number).quality.read()
+    cases = {name: [quality.get(name, {}).get("predicted_dice"), true.get(name)] for name in names}
+    return {"labelled": labelled, "rounds": rounds, "round": number, "cases": cases}
+
+
+def curve(steps: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """The labels that were handed out before each correction, and the last ones; empty before the first correction.
+
+    ``steps``: of `handed_out`. All means are over the same scans, which are in each of them: nobody touched them yet.
+    """
+    if len(steps) < 2:
         return []
-    rows, templates, steps = list(rows), len(record["template"]), []
-    ends = [int(batch["after_round"]) for batch in batches] + [int(record["best_round"])]
-    counts = [templates] + [templates + len(batch["labels"]) for batch in batches]
-    for place, (end, labelled) in enumerate(zip(ends, counts)):
-        if end in ends[place + 1 :]:  # more was given before a round followed
-            continue
-        quality = run.round(end).quality.read().values()
-        predicted = [row["predicted_dice"] for row in quality if row["predicted_dice"] is not None]
-        here = [row for row in rows if (row["split"], row["round"], row["class"]) == ("pool", end, "mean")]
-        stage = max((row["stage"] for row in here if row["stage"] in STAGES[1:]), key=STAGES.index, default=None)
-        true = [row[metric] for row in here if row["stage"] == stage]
-        steps.append(Step(labelled, end, mean(predicted), mean(true)))
-    return steps
+    names = [name for name in steps[-1]["cases"] if all(name in step["cases"] for step in steps)]
+    found = []
+    for step in steps:
+        predicted, true = ([step["cases"][name][place] for name in names] for place in (0, 1))
+        found.append(Step(step["labelled"], step["rounds"], step["round"], _mean(predicted), _mean(true)))
+    return found
 
 
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def curve_text(steps: Iterable[Step]) -> str:
     """The steps as lines for the log."""
-    lines = ["scans that nobody touched: labelled scans, round, mean predicted Dice, mean Dice where known"]
+    head = "labelled scans, rounds trained, labels of round, mean predicted Dice, mean Dice where known"
+    lines = [f"labels handed out for scans that nobody touched: {head}"]
     for step in steps:
         shown = ("-" if value is None else f"{value:.3f}" for value in (step.predicted, step.true))
-        lines.append(f"{step.labelled:4} {step.round:4} {'  '.join(shown)}")
+        lines.append(f"{step.labelled:4} {step.rounds:4} {step.source:4} {'  '.join(shown)}")
     return "\n".join(lines)

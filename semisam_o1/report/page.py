@@ -106,7 +106,8 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases),
         total=len([case for case in cohort.split(split) if case.name not in cohort.touched]),
         given=_given(run, cohort),
-        curve=_curve(run, record, rows, measures[0]),
+        curve=_curve(record, measures[0]),
+        labels_round=record.get("labels_round"),
         set_aside=_table(["case", "reason"], sorted(aside.items())),
         stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),
         settings=_table(["setting", "value"], [pair for pair in settings.items() if not is_path(pair[1])]),
@@ -156,7 +157,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], cohort: Cohort, measures: Sequen
         "table": _table(head, table, right={*range(len(head))} - {0, 2}),
         "means": f"{', '.join(most)} and {last}",
         "charted": first.title,
-        "chart": _chart(lines, first),
+        "chart": _chart([line for line in lines if line["split"] != "touched"], first),
     }
 
 
@@ -220,16 +221,19 @@ def _given(run: RunFolder, cohort: Cohort) -> dict[str, Any]:
     return {"table": _table(head, shown, right=(2, 3, 4)), "pictures": drawn}
 
 
-def _curve(
-    run: RunFolder, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Measure
-) -> _Table | None:
+def _curve(record: Mapping[str, Any], first: Measure) -> _Table | None:
     """`curve` as a table; None before the first correction."""
     lines = [
-        [step.labelled, step.round, *("" if v is None else f"{v:.3f}" for v in (step.predicted, step.true))]
-        for step in curve(run, record, rows, first.name)
+        [
+            step.labelled,
+            step.rounds,
+            step.source,
+            *("" if v is None else f"{v:.3f}" for v in (step.predicted, step.true)),
+        ]
+        for step in curve(record.get("handed_out", []))
     ]
-    head = ["labelled scans", "round", "mean predicted Dice", f"{first.title}, where known"]
-    return _table(head, lines, right=range(4)) if lines else None
+    head = ["labelled scans", "rounds trained", "labels of round", "mean predicted Dice", f"{first.title}, where known"]
+    return _table(head, lines, right=range(5)) if lines else None
 
 
 def _drawn_cases(
