@@ -81,7 +81,9 @@ demo: setup  ## the whole job on a small phantom cohort, and one correction, in 
 	$(BIN)/semisam-o1 demo-data demo/data
 	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
 	@echo "A person mends the label of the scan that review names; here, the truth stands for the person."
-	next=$$($(BIN)/semisam-o1 review demo/run | tee /dev/stderr | sed -n 's/.*; next: \([^ ]*\) .*/\1/p') && \
+	@table=$$($(BIN)/semisam-o1 review demo/run) && echo "$$table" && \
+	    next=$$(echo "$$table" | sed -n 's/.*; next: \([^ ]*\) .*/\1/p') && \
+	    echo "semisam-o1 review demo/run --take demo/data/labels/$$next.nii.gz" && \
 	    $(BIN)/semisam-o1 review demo/run --take "demo/data/labels/$$next.nii.gz"
 	$(BIN)/semisam-o1 run demo/data --output demo/run --preset quick $(DEMO_ARGS)
 

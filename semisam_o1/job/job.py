@@ -299,8 +299,8 @@ class Job:
     def _tell_of_scans(self, journal: Journal) -> None:
         if journal.came and journal.done:
             log.warning(
-                "new since the last start: %s. Each gets a label; labels of the other scans stay. To learn from the "
-                "new scans too: --restart-from propagation.",
+                "new since the last start: %s. Each gets a label, and changes no label of another scan. To learn from "
+                "the new scans too: --restart-from propagation.",
                 named(journal.came),
             )
         if journal.went:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -83,6 +84,7 @@ class RunRecord:
 
     def write(self) -> None:
         config, cohort = self.config, self.config.cohort
+        place = {"dataset_dir": os.path.abspath(config.setting("dataset_dir"))}  # found again from every folder
         content = {
             "layout": LAYOUT,
             "versions": versions(),
@@ -99,7 +101,7 @@ class RunRecord:
             "more_rounds": self.more_rounds,
             "handed_out": self.handed_out,
             "stages": self.stages,
-            "settings": config.settings,
+            "settings": config.settings | place,
         }
         write_json(self.run.record, content)
 

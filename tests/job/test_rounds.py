@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from semisam_o1.cli import main
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.job.job import Job
+from semisam_o1.job.review import review
 from semisam_o1.job.selection import mean_predicted_dice
 from semisam_o1.job.training_data import training_items
 from semisam_o1.report.overlap import mean_dice
@@ -92,7 +93,11 @@ def test_rounds_that_begin_from_nothing_are_longer(phantom_dir, tmp_path, warm, 
         assert parser.get_parsed_content("train#trainer#max_epochs") * 2 == steps
 
 
-def test_the_network_labels_copies_too_and_a_failed_training_hands_out_round_0(phantom_dir, tmp_path):
+def test_the_network_labels_copies_too_and_a_failed_training_hands_out_round_0(
+    phantom_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(phantom_dir.parent)
+    phantom_dir = phantom_dir.relative_to(phantom_dir.parent)
     Job(config_of(phantom_dir, tmp_path, template_copies=2, num_rounds=1)).run()
     first, last = RunFolder(tmp_path).round(0), RunFolder(tmp_path).round(1)
     for name in ("copy_1", "copy_2"):
@@ -106,3 +111,9 @@ def test_the_network_labels_copies_too_and_a_failed_training_hands_out_round_0(p
     assert (record["best_round"], record["labels_round"]) == (1, 0)
     assert "Handed out are the labels of round 0" in record["warnings"][0]
     assert not any("copy" in row for row in (last.uncertainty.read(), last.quality.read()))
+    image = phantom_dir / "images" / "phantom_03.nii.gz"
+    command = ["predict", image, "--run", tmp_path, "--output", tmp_path / "out", "--device", "cpu"]
+    assert main(list(map(str, command))) == 0
+    assert "its network, of round 1, is expected to be worse than round 0" in capsys.readouterr().err
+    monkeypatch.chdir("/")  # the data set was named relative to the folder of before
+    assert "phantom_01" in review(tmp_path)[0]
