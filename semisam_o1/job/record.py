@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import semisam_o1
 from semisam_o1.files import write_json
@@ -84,7 +84,7 @@ class RunRecord:
 
     def write(self) -> None:
         config, cohort = self.config, self.config.cohort
-        place = {"dataset_dir": os.path.abspath(config.setting("dataset_dir"))}  # found again from every folder
+        place = {"dataset_dir": str(Path(config.setting("dataset_dir")).absolute())}  # found again from every folder
         content = {
             "layout": LAYOUT,
             "versions": versions(),

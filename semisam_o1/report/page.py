@@ -22,7 +22,15 @@ from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
 from semisam_o1.report.curve import curve
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
-from semisam_o1.report.pictures import TRUTH_COLOUR, case_picture, class_colour, picture_tag, png, to_ras
+from semisam_o1.report.pictures import (
+    PROPOSAL_COLOUR,
+    TRUTH_COLOUR,
+    case_picture,
+    class_colour,
+    picture_tag,
+    png,
+    to_ras,
+)
 from semisam_o1.reviewed import CORRECTED, Reviewed
 from semisam_o1.runfolder import CANNOT_TELL, ODD, RunFolder
 from semisam_o1.tables import COUNT, TEXT, header, read_rows
@@ -216,8 +224,8 @@ def _given(run: RunFolder, cohort: Cohort) -> dict[str, Any]:
     for entry in entries:
         if entry.what == CORRECTED and entry.case in cohort.touched:
             case = replace(cohort.case(entry.case), label=run.round(entry.round or 0).final(entry.case))
-            note = f"corrected; the yellow outline is the proposal (Dice {entry.dice or 0:.3f})"
-            drawn.append(_drawn(case, cohort.touched[entry.case], cohort, note))
+            note = f"corrected; the white outline is the label before (Dice {entry.dice or 0:.3f} with yours)"
+            drawn.append(_drawn(case, cohort.touched[entry.case], cohort, note, before=True))
     return {"table": _table(head, shown, right=(2, 3, 4)), "pictures": drawn}
 
 
@@ -272,8 +280,13 @@ def _drawn_cases(
     return drawn
 
 
-def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_template: bool = False) -> _Drawn:
-    """A case's picture and caption; if it cannot be drawn, the reason."""
+def _drawn(
+    case: Case, label: Path | None, cohort: Cohort, note: str, is_template: bool = False, before: bool = False
+) -> _Drawn:
+    """A case's picture and caption; if it cannot be drawn, the reason.
+
+    ``before``: the case's own label is not the truth, but the label before a correction.
+    """
     note = note or "truth unknown"
     if label is None:
         return _Drawn(case.name, note, problem="No label was written.")
@@ -284,7 +297,8 @@ def _drawn(case: Case, label: Path | None, cohort: Cohort, note: str, is_templat
         (scan, *masks), sizes = to_ras(arrays, np.asarray(image.affine))
         masks = [mask.astype(np.int32) for mask in masks] + [None]
         known = format_of(case.image).has_geometry  # HDF5 files contain no orientation
-        picture = case_picture(scan, masks[0], masks[1], sizes, dict(enumerate(cohort.classes.values())), marks=known)
+        names, colour = dict(enumerate(cohort.classes.values())), PROPOSAL_COLOUR if before else TRUTH_COLOUR
+        picture = case_picture(scan, masks[0], masks[1], sizes, names, marks=known, truth_colour=colour)
     except Exception as error:  # noqa: BLE001 - readers raise many kinds of errors; the page must not fail
         return _Drawn(case.name, note, problem=f"No picture: {case.scrubbed(error)}")
     return _Drawn(case.name, note, picture)

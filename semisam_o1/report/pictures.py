@@ -25,6 +25,8 @@ from semisam_o1.types import Affine
 # Okabe and Ito's colours, which colour-blind readers can distinguish; yellow is reserved for the truth.
 COLOURS = ("#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 TRUTH_COLOUR = "#F0E442"
+PROPOSAL_COLOUR = "#FFFFFF"  # of the label that a person corrected
+PIXELS = 150  # per inch, of a case's picture
 # The RAS axes (across, up, through) of each plane and the letters at its left, right and top.
 PLANES = {"axial": (0, 1, 2, "RLA"), "coronal": (0, 2, 1, "RLS"), "sagittal": (1, 2, 0, "APS")}
 
@@ -88,6 +90,7 @@ def _draw_planes(
     spacing: np.ndarray,
     marks: bool,
     width: float,
+    truth_colour: str = TRUTH_COLOUR,
 ) -> None:
     """Draw the three planes of ``view`` into ``axes``; arrays (H, W, D) in RAS, spacing in mm."""
     sample = image[::2, ::2, ::2]
@@ -113,7 +116,7 @@ def _draw_planes(
             padded = np.pad(mask, 1)  # closes contours at the edge of the scan
             where = [(np.arange(n + 2) - 0.5) * spacing[a] for n, a in zip(mask.shape, (across, up))]
             for number in np.unique(mask[mask > 0]):
-                colour = TRUTH_COLOUR if is_truth else class_colour(int(number))
+                colour = truth_colour if is_truth else class_colour(int(number))
                 lines = axis.contour(*where, (padded == number).T, levels=[0.5], colors=[colour], linewidths=width)
                 lines.set_path_effects(halo)
         # Radiological convention: right is on the left and, in the sagittal plane, anterior is on the left.
@@ -142,12 +145,13 @@ def case_picture(
     classes: Mapping[int, str],
     title: str = "",
     marks: bool = True,
+    truth_colour: str = TRUTH_COLOUR,
 ) -> bytes:
-    """One scan in three orthogonal planes through its label's centre, as the bytes of a PNG of about 25 kB.
+    """One scan in three orthogonal planes through its label's centre, as the bytes of a PNG of about 40 kB.
 
     ``image``, ``label`` and ``truth`` (None if unknown) are (H, W, D) in RAS (`to_ras`); ``spacing`` (3,) in mm sets
-    the aspect ratio. Each class of the label has its own colour; the truth's contours are yellow. With a title, a
-    legend shows the names in ``classes`` (number -> name).
+    the aspect ratio. Each class of the label has its own colour; the truth's contours have ``truth_colour``. With a
+    title, a legend shows the names in ``classes`` (number -> name).
 
     Args:
         marks: letters at the edges for right, anterior and so on; False if the orientation is unknown.
@@ -158,9 +162,9 @@ def case_picture(
     image, label, truth, sizes = _checked(image, label, truth, spacing, title)
     view = _view(label, truth, sizes)
     top, height = 0.22 if title else 0.0, 1.7 * view.tall / view.wide  # inches
-    figure = Figure(figsize=(5.1, height + top), dpi=100, facecolor="white")
+    figure = Figure(figsize=(5.1, height + top), dpi=PIXELS, facecolor="white")
     axes = [figure.add_axes((i / 3 + 0.002, 0, 1 / 3 - 0.004, height / (height + top))) for i in range(3)]
-    _draw_planes(axes, view, image, label, truth, sizes, marks, 1.1)
+    _draw_planes(axes, view, image, label, truth, sizes, marks, 1.1, truth_colour)
     if title:
         figure.text(0.005, 1 - top / 2 / (height + top), title, va="center", fontsize=8)
         handles = _handles(classes, truth is not None)
