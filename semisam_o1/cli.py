@@ -10,7 +10,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -80,6 +81,27 @@ def _write_the_rest(problems: Sequence) -> None:
         names = (f"problems_{number}.csv" if number else "problems.csv" for number in itertools.count())
         path = write_problems(next(name for name in names if not os.path.lexists(name)), problems)
         say(f"all problems: {path}", sys.stderr)
+
+
+@contextmanager
+def _warnings_last() -> Iterator[None]:
+    """Warnings of the body are logged when it is done: a table that it prints does not scroll them away."""
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            held.append(record)
+        return record.levelno < logging.WARNING
+
+    logger = logging.getLogger("semisam_o1")
+    logger.addFilter(hold)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hold)
+        sys.stdout.flush()
+        for record in held:
+            logger.handle(record)
 
 
 class Parser(argparse.ArgumentParser):
@@ -388,16 +410,16 @@ def _review(options) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data, studies, later = options.data, None, {}
-    with tempfile.TemporaryDirectory() as made:
+    with _warnings_last(), tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
             studies = opened(data, data := beside(options.run))
             later = studies.write_later(Path(made))
-        steps = (options.accept, [*options.take, *later], options.case, options.reject, options.undo)
+        steps = (options.accept, options.take, options.case, options.reject, options.undo, list(later))
         text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
-    if studies is not None and whole:
-        for final in later.values():
-            studies.took(final)
-    say(text)
+        if studies is not None and whole:
+            for final in later.values():
+                studies.took(final)
+        say(text)
     return int(not whole)
 
 
