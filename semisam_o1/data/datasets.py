@@ -78,7 +78,7 @@ def open_cohort(
     entries = {split: _entries(root / file, root, problems) for split, file in LISTS.items()}
     named = [template] if isinstance(template, str) else [str(text) for text in template or ()]
     listed = [*named, *(text for found in entries.values() for text in found or ())]
-    images, labels = find_files(root, listed, channel, problems)
+    images, labels = find_files(root, listed, channel, problems, name_ignored=pseudonyms is None)
     if not images:
         _stop(root, problems)  # there is nothing to check
     lists = {split: _names(entries[split], file, images, problems) for split, file in LISTS.items()}
