@@ -145,6 +145,12 @@ def test_steps_that_contradict_each_other_are_refused_before_anything_is_done(mi
     assert not mine.reviewed.exists()
 
 
+def test_a_label_from_monai_label_does_not_stand_in_the_way_of_a_rejection(mine, phantom_dir, tmp_path):
+    submitted = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz")
+    _, whole = review(mine.path, reject=["phantom_01"], submitted=[submitted])
+    assert whole and entries(mine)["phantom_01"].what == "rejected"
+
+
 def test_one_step_given_twice_is_no_contradiction(mine):
     assert review(mine.path, accept=["phantom_01", "phantom_01"])[1] and list(entries(mine)) == ["phantom_01"]
 
