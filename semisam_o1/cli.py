@@ -10,7 +10,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -82,6 +83,27 @@ def _write_the_rest(problems: Sequence) -> None:
         say(f"all problems: {path}", sys.stderr)
 
 
+@contextmanager
+def _warnings_last() -> Iterator[None]:
+    """Warnings of the body are logged when it is done: a table that it prints does not scroll them away."""
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            held.append(record)
+        return record.levelno < logging.WARNING
+
+    logger = logging.getLogger("semisam_o1")
+    logger.addFilter(hold)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hold)
+        sys.stdout.flush()
+        for record in held:
+            logger.handle(record)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong with a command."""
 
@@ -99,8 +121,7 @@ def parser() -> argparse.ArgumentParser:
     _shared(run)
     run.add_argument("--method", help=f"semi-supervised method: {', '.join(_names('methods'))} (mean_teacher)")
     run.add_argument("--refinement", choices=_names("refinements"), help="refinement of labels between rounds (voxel)")
-    text = "training rounds (6; standard, paper: 3); auto: train until labels settle and use the best round"
-    run.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
+    _rounds(run)
     run.set_defaults(action=_run, run_id="training")
 
     propagate = commands.add_parser("propagate", help="round 0 only: propagate the label, train nothing")
@@ -166,10 +187,11 @@ def parser() -> argparse.ArgumentParser:
     )
     app.set_defaults(action=_monailabel_app)
 
-    validate = commands.add_parser("validate", help="check a data set before a run")
+    validate = commands.add_parser("validate", help="check a data set before a run, and estimate what the run takes")
     validate.add_argument("dataset_dir", metavar="DIR")
-    validate.add_argument("--template", nargs="+", default=[], metavar="CASE")
-    validate.add_argument("--preset", choices=_names("presets"))
+    validate.add_argument("--template", nargs="+", default=[], metavar="CASE", help="labelled cases to learn from")
+    _preset(validate)
+    _rounds(validate)
     _setting_options(validate)
     validate.set_defaults(action=_validate)
 
@@ -213,7 +235,7 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", required=True, dest="output_dir", metavar="RUN")
     command.add_argument("--template", nargs="+", metavar="CASE", help="labelled cases to learn from")
     command.add_argument("--encoder", choices=_names("encoders"), help="frozen encoder (mind)")
-    command.add_argument("--preset", choices=_names("presets"), help="default: standard with a GPU, quick without")
+    _preset(command)
     command.add_argument("--seed", type=seed)
     text = "take what people gave in another run on the same data set, its folder RUN/reviewed"
     command.add_argument("--reviewed", metavar="FOLDER", help=text)
@@ -221,6 +243,15 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--restart-from", dest="restart_from", metavar="STEP", help=text)
     _pseudonyms(command)
     _setting_options(command)
+
+
+def _preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", choices=_names("presets"), help="default: standard with a GPU, quick without")
+
+
+def _rounds(command: argparse.ArgumentParser) -> None:
+    text = "training rounds (6; standard, paper: 3); auto: train until labels settle and use the best round"
+    command.add_argument("--rounds", type=rounds, dest="num_rounds", help=text)
 
 
 def _published_method(command: argparse.ArgumentParser) -> None:
@@ -390,16 +421,16 @@ def _review(options) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data, studies, later = options.data, None, {}
-    with tempfile.TemporaryDirectory() as made:
+    with _warnings_last(), tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
             studies = opened(data, data := beside(options.run))
             later = studies.write_later(Path(made))
-        steps = (options.accept, [*options.take, *later], options.case, options.reject, options.undo)
+        steps = (options.accept, options.take, options.case, options.reject, options.undo, list(later))
         text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
-    if studies is not None and whole:
-        for final in later.values():
-            studies.took(final)
-    say(text)
+        if studies is not None and whole:
+            for final in later.values():
+                studies.took(final)
+        say(text)
     return int(not whole)
 
 
@@ -433,7 +464,7 @@ def _say_valid(options) -> None:
     """Say what is wrong with a data set, and what a run on it takes."""
     from semisam_o1.data.estimate import validate_text
     from semisam_o1.job.config import JobConfig
-    from semisam_o1.job.settings import lost_classes
+    from semisam_o1.job.settings import lost_classes, try_out
 
     job = workflow(config_files(options), "training", overrides(options))
     config = JobConfig(job.parser.get())
@@ -442,16 +473,22 @@ def _say_valid(options) -> None:
     logger.setLevel(logging.ERROR)
     try:
         problems = [*config.cohort.problems, *lost_classes(config)]  # opened here; the table is printed below, once
+        if config.setting("num_rounds"):
+            try_out(config)  # what a run refuses
     finally:
         logger.setLevel(level)
     names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels", "template_copies")
     settings = {name: config.setting(name) for name in names}
+    said = f"preset {preset(options)}"
     if settings["num_rounds"] == "auto":
         settings["num_rounds"] = config.setting("most_rounds")
+        said += f", at most {settings['num_rounds']} rounds"
+    else:
+        said += f", {settings['num_rounds'] or 'no'} round{'' if settings['num_rounds'] == 1 else 's'} of training"
     scans = config.setting("labelled_batch") + config.setting("pool_batch")
     _write_the_rest(problems)
     settings["batch_voxels"] = math.prod(config.setting("patch_size")) * scans
-    say(validate_text(config.cohort, problems, settings))
+    say(validate_text(config.cohort, problems, settings, said))
 
 
 def _suggest(options) -> None:

@@ -14,6 +14,7 @@ from monai.utils import optional_import
 
 from semisam_o1.cli import parser
 from semisam_o1.job.config import ACTIONS
+from semisam_o1.job.results import REVIEW
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -178,6 +179,21 @@ def texts_of_the_code() -> list[str]:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[\w.]*[a-z]", "...", node.value))
     return found
+
+
+def test_the_files_of_a_run_and_the_columns_of_its_list_are_explained(run):
+    page = (ROOT / "docs" / "data_formats.md").read_text(encoding="utf-8").partition("## Files of a run")[2]
+    for path in (*run.iterdir(), *run.glob("round_*/*")):
+        place = "" if path.parent == run else "round_0/" if path.parent.name == "round_0" else "round_N/"
+        known = [f"`{place}{path.name}{'/' if path.is_dir() else ''}`", f"`round_N/{path.name}`"]
+        assert re.match("round_", path.name) or any(name in page for name in known), f"{path} is not explained"
+    for column in REVIEW:
+        assert f"`{column}`" in page, f"column {column} of review.csv is not explained"
+
+
+def test_messages_are_numbered_in_order():
+    rows = [row for table in tables(ROOT / "docs" / "troubles.md") for row in table[1:]]
+    assert [row[0] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
 
 
 def test_messages_are_those_of_the_code():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -118,8 +119,10 @@ class Cohort:
         for case in self.cases:
             if case.name == name:
                 return case
-        why = f"it was set aside: {self.set_aside[name]}" if name in self.set_aside else "no list names it"
-        raise DatasetError(f"{self.root} has no usable case '{name}': {why}.")
+        if name in self.set_aside:
+            raise DatasetError(f"{self.root} has no usable case '{name}': it was set aside: {self.set_aside[name]}.")
+        near = difflib.get_close_matches(name, [*(case.name for case in self.cases), *self.set_aside], cutoff=0)
+        raise DatasetError(f"the data set {self.root} has no case '{name}'; the nearest names: {', '.join(near)}.")
 
     def grid(self, case: Case) -> Grid:
         """The stored grid of a case's image: affine (4, 4), voxel index to RAS mm, and shape (H, W, D)."""

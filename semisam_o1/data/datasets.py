@@ -78,7 +78,7 @@ def open_cohort(
     entries = {split: _entries(root / file, root, problems) for split, file in LISTS.items()}
     named = [template] if isinstance(template, str) else [str(text) for text in template or ()]
     listed = [*named, *(text for found in entries.values() for text in found or ())]
-    images, labels = find_files(root, listed, channel, problems)
+    images, labels = find_files(root, listed, channel, problems, name_ignored=pseudonyms is None)
     if not images:
         _stop(root, problems)  # there is nothing to check
     lists = {split: _names(entries[split], file, images, problems) for split, file in LISTS.items()}
@@ -90,7 +90,10 @@ def open_cohort(
     num_classes = 2 if binary_label else num_classes
     class_list = None if binary_label else _class_list(root / "classes.json", problems)
     findings = find_problems(checked, reader, num_classes, binary_label, class_list, label_shape, find_no_data)
-    problems += findings.problems
+    by_label = {name for name, split in parts.items() if split == "template"}
+    if named or lists["pool"] is not None or len(by_label) < 2:
+        by_label = set()
+    problems += [_of_template_by_label(one) if one.case in by_label else one for one in findings.problems]
     cases, problems = renamed(pseudonyms, {*parts, *images, *labels}, cases, problems)
     broken = {problem.case for problem in problems if problem.severity in (STOPS, SET_ASIDE)}
     unused = {problem.case for problem in problems if problem.severity == LABEL_NOT_USED}
@@ -272,6 +275,16 @@ def _class_names(numbers: list[int], named: dict[int, str] | None, problems: lis
         remedy = "these get no labels; add a template that holds them"
         problems.append(Problem("classes.json", WARNING, found, "every class in a template", remedy))
     return {number: named.get(number, f"class {number}") for number in numbers}
+
+
+def _of_template_by_label(problem: Problem) -> Problem:
+    """A problem of a scan that is a template only because it has a label: says so, and what else to do."""
+    if problem.severity != STOPS:
+        return problem
+    found = f"{problem.found}; the scan counts as a template because it has a label"
+    if "--template" in problem.remedy:
+        return replace(problem, found=found)
+    return replace(problem, found=found, remedy=f"{problem.remedy}, or name the templates: --template, or train.txt")
 
 
 def _empty_pool(parts: dict[str, str], listed: bool) -> Problem:

@@ -83,11 +83,11 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     return {key: round(float(value), 1) for key, value in (seconds | sizes | whole).items()}
 
 
-def estimate_text(estimate: Mapping) -> str:
-    """An `estimate` as one sentence."""
+def estimate_text(estimate: Mapping, of: str = "") -> str:
+    """An `estimate` as one sentence. ``of``: the run's settings, in words."""
     stages = ", ".join(f"{stage} {_duration(estimate[stage])}" for stage in list(estimate)[:4] if estimate[stage])
     whole = f"about {_duration(estimate['seconds'])} on two CPU cores"
-    return f"A run will take {whole} ({stages}) and {_size(estimate['bytes'])} on disk."
+    return f"A run{of and f' ({of})'} will take {whole} ({stages}) and {_size(estimate['bytes'])} on disk."
 
 
 def _duration(seconds: float) -> str:
@@ -100,8 +100,11 @@ def _size(count: float) -> str:
     return f"{max(1, round(count / 1e6))} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
-def validate_text(cohort: Cohort, problems: Iterable[Problem], settings: Mapping | None = None) -> str:
-    """The text that ``validate`` prints: ``problems``, lists, classes, voxels, then time and disk space."""
+def validate_text(cohort: Cohort, problems: Iterable[Problem], settings: Mapping | None = None, of: str = "") -> str:
+    """The text that ``validate`` prints: ``problems``, lists, classes, voxels, then time and disk space.
+
+    ``settings``: see `estimate`; ``of``: they in words.
+    """
     grids = [cohort.grid(case) for case in cohort.cases]
     spacings = np.array([grid.spacing for grid in grids])
     shapes = np.array([grid.shape for grid in grids])
@@ -117,7 +120,7 @@ def validate_text(cohort: Cohort, problems: Iterable[Problem], settings: Mapping
         f"classes     {', '.join(f'{number} {name}' for number, name in cohort.classes.items())}",
         f"voxels      {_ranges(shapes)} per scan, spacing {_ranges(spacings)} mm{unsaid}",
         "",
-        estimate_text(estimate(cohort, settings or {})),
+        estimate_text(estimate(cohort, settings or {}), of),
     ]
     return "\n".join(text if "\n" in text else textwrap.fill(text, 100, subsequent_indent=" " * 12) for text in lines)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path, PureWindowsPath
 
@@ -23,12 +22,13 @@ FOLDERS = ("images", "labels", "data")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 # Entities of BIDS that say what a file is, not of which scan it is.
 OF_A_FILE = {"desc", "label", "space", "res", "den", "seg", "hemi", "from", "to", "mode", "rec"}
+DOCUMENTS, MOST_NAMED = "sidecars and documents", 3  # so many are named
 # Files that are no scans, by name: pattern -> what they are.
 IGNORED = {
     r"^\._.*": "AppleDouble files of macOS",
     r"^(\.DS_Store|\.directory|Thumbs\.db|desktop\.ini)$": "files of the desktop",
     r"^\..*|.*(~|\.tmp|\.part|\.lock)$": "hidden or temporary files",
-    r".*\.(json|bvec|bval|txt|csv|tsv|xml|md|yaml|yml|log|html|pdf|docx?|xlsx?|png|jpe?g)$": "sidecars and documents",
+    r".*\.(json|bvec|bval|txt|csv|tsv|xml|md|yaml|yml|log|html|pdf|docx?|xlsx?|png|jpe?g)$": DOCUMENTS,
 }
 # Formats that people have and that are not read: pattern -> what they are.
 UNREAD = {
@@ -46,20 +46,21 @@ def composed(name: str) -> str:
 
 
 def find_files(
-    root: Path, listed: Collection[str], channel: int | None, problems: list[Problem]
+    root: Path, listed: Collection[str], channel: int | None, problems: list[Problem], name_ignored: bool = True
 ) -> tuple[Index, Index]:
     """Image and label files by case, for either layout; an HDF5 file with a label is in both.
 
     Args:
         listed: the entries of the lists, and the names of templates.
         channel: of scans in several files ``x_0000``, ``x_0001``, ... the one to take.
+        name_ignored: name documents that are ignored; their names may be those of patients.
     """
     layout = "data/*.h5, or images/*.nii.gz (nii, nrrd, mha ...)"
     if not root.is_dir():
         found = "a file, not a folder" if root.exists() else "no such folder"
         problems.append(Problem("data set", STOPS, found, "a folder", "check the path"))
         return {}, {}
-    hdf5, images = _index(root, "data", problems), _index(root, "images", problems)
+    hdf5, images = (_index(root, folder, problems, name_ignored) for folder in ("data", "images"))
     if hdf5 and images:
         problems.append(Problem("data set", STOPS, "images in data/ and in images/", "one of them", "move one away"))
     if not hdf5 and not images:
@@ -68,7 +69,7 @@ def find_files(
         problems.append(Problem("data set", STOPS, "no image", layout, remedy))
     if not images:
         return hdf5, {name: paths for name, paths in hdf5.items() if has_dataset(paths[0], LABEL)}
-    labels = _index(root, "labels", problems)
+    labels = _index(root, "labels", problems, name_ignored)
     images = _by_channel(images, {*labels, *(_plain(text) for text in listed)}, channel, problems)
     matched: Index = {}
     for name, paths in labels.items():
@@ -122,23 +123,23 @@ def _entities(name: str) -> dict[str, str]:
     return {key: value for key, found, value in pairs if found and key not in OF_A_FILE}
 
 
-def scans_of(folder: Path, problems: list[Problem]) -> list[Path]:
-    """The images of any folder, sorted."""
-    index = _index(folder, "", problems)
+def scans_of(folder: Path, problems: list[Problem], name_ignored: bool = True) -> list[Path]:
+    """The images of any folder, sorted. ``name_ignored``: see `find_files`."""
+    index = _index(folder, "", problems, name_ignored)
     return sorted(path for paths in index.values() for path in paths)
 
 
-def _index(root: Path, folder: str, problems: list[Problem]) -> Index:
+def _index(root: Path, folder: str, problems: list[Problem], name_ignored: bool) -> Index:
     """The files of a folder by case. What is no case is counted or named as a problem. "": one of any format."""
     files: Index = {}
-    ignored: Counter[str] = Counter()
+    ignored: dict[str, list[str]] = {}
     paths = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
     names, place = {path.name for path in paths}, f"{folder}/" if folder else "the folder"
     for path in paths:
         if what := next(
             (what for pattern, what in IGNORED.items() if re.fullmatch(pattern, path.name, re.IGNORECASE)), ""
         ):
-            ignored[what] += 1
+            ignored.setdefault(what, []).append(path.name)
         elif (trouble := _trouble(path, folder)) is not None:
             if trouble and not _is_beside(path, names):
                 problems.append(Problem(printable(path.name), *trouble))
@@ -149,9 +150,16 @@ def _index(root: Path, folder: str, problems: list[Problem]) -> Index:
             found = f"a name in {place} with control characters or too long"
             problems.append(Problem(printable(name), NOTE, found, "a name that can be printed", remedy))
     if ignored:
-        found = f"ignored in {place}: " + ", ".join(f"{what} ({count})" for what, count in ignored.items())
+        counts = [f"{what} ({_count(those, name_ignored and what == DOCUMENTS)})" for what, those in ignored.items()]
+        found = f"ignored in {place}: {', '.join(counts)}"
         problems.append(Problem("data set", NOTE, found, "scans and labels", "nothing to do"))
     return files
+
+
+def _count(names: list[str], say: bool) -> str:
+    """How many names there are and, if ``say``, the first ones."""
+    shown = ", ".join(map(printable, names[:MOST_NAMED])) + (", ..." if len(names) > MOST_NAMED else "")
+    return f"{len(names)}: {shown}" if say else f"{len(names)}"
 
 
 def _trouble(path: Path, folder: str) -> tuple[str, str, str, str] | None:

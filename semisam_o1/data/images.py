@@ -19,8 +19,10 @@ from semisam_o1.types import Case, DatasetError
 log = logging.getLogger("semisam_o1")
 
 
-def image_files(folder: str | Path) -> list[Path]:
+def image_files(folder: str | Path, name_ignored: bool = True) -> list[Path]:
     """The images of a folder, or of its subfolder ``images`` or ``data`` if it has one, sorted. The log names the rest.
+
+    ``name_ignored``: see `folders.find_files`.
 
     Raises:
         DatasetError: there is none.
@@ -28,9 +30,9 @@ def image_files(folder: str | Path) -> list[Path]:
     folder = Path(folder).expanduser()
     inner = next((folder / name for name in ("images", "data") if (folder / name).is_dir()), folder)
     problems: list[Problem] = []
-    found = scans_of(inner, problems)
+    found = scans_of(inner, problems, name_ignored)
     if problems:
-        log.warning("%s", table(problems))
+        log.warning("%s: problems found.\n%s", inner, table(problems))
     if not found:
         raise DatasetError(f"{inner}: no image; expected one file a scan, one of {', '.join(SUFFIXES)}.")
     return found
@@ -44,7 +46,9 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
     """
     cases: dict[str, Case] = {}
     paths = [Path(path).expanduser() for path in ([images] if isinstance(images, (str, Path)) else images)]
-    for path in itertools.chain.from_iterable(image_files(path) if path.is_dir() else [path] for path in paths):
+    for path in itertools.chain.from_iterable(
+        image_files(path, pseudonyms is None) if path.is_dir() else [path] for path in paths
+    ):
         there = path.is_file() or path.is_symlink()  # the check of a link that leads nowhere says so
         if not there or format_of(path) is None:
             found = "an unknown format" if there else "no such file"
@@ -77,7 +81,7 @@ def readable_cases(
         if not any(problem.severity == SET_ASIDE for problem in own):
             found.append(case)
     if problems:
-        log.warning("%s", table(problems))
+        log.warning("problems found in the images:\n%s", table(problems))
     if cases and not found:
         raise DatasetError(
             "The image cannot be used." if len(cases) == 1 else f"None of the {len(cases)} images can be used."

@@ -20,7 +20,7 @@ from nibabel.quaternions import quat2mat
 
 from semisam_o1.data.findings import NOTE, WARNING, Fault, Finding
 from semisam_o1.data.grids import Grid, corner_distance
-from semisam_o1.data.stored import DEFLATE, ReadOptions, Stored, check_size, damaged, drop_trailing, sniff
+from semisam_o1.data.stored import DEFLATE, ReadOptions, Stored, check_size, damaged, drop_trailing, no_image, sniff
 from semisam_o1.types import Affine
 
 ROUNDING = 1e-3  # voxels between two forms over the volume that rounding in a header explains
@@ -28,6 +28,7 @@ RIGHT_ANGLES = 1e-4  # largest cosine between two axes, as in ITK
 QUATERNION = 1e-6  # the square of a quaternion's vector part may exceed 1 by this in float32
 UNITS = {0: ("", 1.0), 1: ("metres", 1000.0), 2: ("mm", 1.0), 3: ("microns", 0.001)}  # code -> name, in mm
 HALF_TURN = 1e-7  # what is left for a quaternion's scalar part is rounding below this, as in the NIfTI library
+HEADER_SIZES = (348, 540)  # bytes, of NIfTI-1 and NIfTI-2: a file begins with it
 GZIP = b"\x1f\x8b"
 
 
@@ -105,6 +106,8 @@ def open_nifti(path: Path, options: ReadOptions) -> Stored:
     """
     start, name = sniff(path), path.name.lower()
     if name.endswith(".nii.gz") != start.startswith(GZIP) and name.endswith((".nii", ".nii.gz")):
+        if name.endswith(".gz") and not _has_header(start):
+            raise no_image("text" if _is_text(start) else "neither gzip's first bytes nor the header of a NIfTI file")
         state, right = ("not compressed", ".nii") if name.endswith(".gz") else ("compressed by gzip", ".nii.gz")
         raise Fault(f"a file that is {state}, but has another suffix", f"the suffix {right}", "rename it")
     image = _loaded(path)
@@ -128,6 +131,15 @@ def open_nifti(path: Path, options: ReadOptions) -> Stored:
         tuple(findings),
         None if other == taken or left is None else (other, left),
     )
+
+
+def _has_header(start: bytes) -> bool:
+    """Whether the first bytes of a file are those of a NIfTI header, in either byte order."""
+    return any(int.from_bytes(start[:4], order) in HEADER_SIZES for order in ("little", "big"))
+
+
+def _is_text(start: bytes) -> bool:
+    return not any(byte < 32 and byte not in b"\t\n\f\r" for byte in start)
 
 
 def open_mgh(path: Path, options: ReadOptions) -> Stored:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,12 @@ DEFLATE = 1032  # largest ratio of zlib and gzip
 SLACK = 4096  # bytes
 MOST_VOXELS = 2_000_000_000
 POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"../.git/annex/", b".git/annex/")
+PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")  # the first letters of a web page
+REASONS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (  # what readers raise, in words
+    ((EOFError,), "it ends too early"),
+    ((zlib.error, gzip.BadGzipFile), "its gzip stream is corrupt"),
+    ((struct.error,), "its header is incomplete"),
+)
 DAMAGED = ("a file that can be read", "copy or export it again")
 
 
@@ -61,7 +70,8 @@ class Stored:
 def damaged(why: str | Exception) -> Fault:
     """``why``: a few words without paths or text of the header, or what a reader raised."""
     if isinstance(why, Exception):
-        why = "it ends too early" if isinstance(why, EOFError) else f"the reader says {type(why).__name__}"
+        words = (text for kinds, text in REASONS if isinstance(why, kinds))
+        why = next(words, f"the reader says {type(why).__name__}")
     return Fault(f"truncated or damaged ({why})", *DAMAGED)
 
 
@@ -69,7 +79,7 @@ def sniff(path: Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
-        Fault: the file is empty, or stands for a file that was not fetched.
+        Fault: the file is empty or a web page, or stands for a file that was not fetched.
     """
     if path.is_symlink() and not path.exists():
         raise Fault(
@@ -83,7 +93,14 @@ def sniff(path: Path) -> bytes:
         raise Fault("an empty file", "a whole file", "copy or export it again")
     if any(start.startswith(pointer) for pointer in POINTERS):
         raise Fault("a pointer of Git LFS or git-annex", "the file itself", "fetch it: git lfs pull, or git annex get")
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
+        raise no_image("HTML or XML, e.g. a web page that was saved in place of the download")
     return start
+
+
+def no_image(begins: str) -> Fault:
+    """The fault of a file that is no image; ``begins``: what its first bytes are."""
+    return Fault(f"a file that is no image: it begins with {begins}", "an image", "download or export it again")
 
 
 def drop_trailing(shape: Sequence[int]) -> tuple[tuple[int, ...], list[Finding]]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from semisam_o1.data.cohort import LISTS
 from semisam_o1.files import checksum, is_path, write_json
 from semisam_o1.job.config import reaches
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
 
-# Settings of the machine and the command. They may change between starts without changing the results.
+# Settings of the machine and the command, and those whose effect is compared in their place. They may change between
+# starts without changing the results.
 FREE = (
     "bundle_root",
     "cache_num",
@@ -28,10 +31,12 @@ FREE = (
     "restart_from",
     "reviewed",  # what it holds is compared
     "round",
+    "template",  # the templates that it gives are compared: naming those in use changes nothing
     "threads",
 )
 
 
+TEMPLATE, LABEL = "cohort#template ", "cohort#label "  # starts of the ids of a template's image and label
 SCAN = re.compile("cohort#(pool|val|test|template) ")  # start of the id of a scan; its name follows
 STEP = re.compile(r"(features|propagation|round_[1-9]\d{0,5})(/\w+)?")  # that a run can be restarted from
 MOST_CAUSES = 5  # changed settings listed in a message
@@ -73,6 +78,9 @@ class Journal:
         self.files = fingerprints(files, self.kept.get("files", {}))
         kept = {id: without_path(value) for id, value in leaves.items() if id.split("#")[0] not in FREE}
         self.settings = json.loads(json.dumps(kept, default=str)) | {id: f["sha256"] for id, f in self.files.items()}
+        implicit = not any(id.split("#")[0] == "template" and value for id, value in leaves.items())
+        self.all_labelled = implicit and not (Path(str(leaves.get("dataset_dir"))) / LISTS["pool"]).exists()
+        self.under_pseudonyms = leaves.get("pseudonyms") is not None
         self.came: list[str] = []
         self.went: list[str] = []
         self.done: list[str] = []
@@ -104,7 +112,7 @@ class Journal:
             if (number := round_of(restart_from)) > round_of(self.done[-1] if self.done else "") + 1:
                 raise DatasetError(f"restart_from '{restart_from}': the run has not reached round {number} yet.")
             self.done = self.done[: self._first(restart_from)]
-        old = kept["settings"]
+        old = {id: value for id, value in kept["settings"].items() if id.split("#")[0] not in FREE}
         changed = sorted(k for k in {*old, *self.settings} if old.get(k) != self.settings.get(k))
         came, went = ([id for id in changed if is_scan(id) and id not in side] for side in (old, self.settings))
         changed = [id for id in changed if id not in (*came, *went)]
@@ -112,14 +120,12 @@ class Journal:
         stale = next((step for step in self.done if self._is_stale(step, changed)), None)
         if stale is not None:
             causes = [id for id in changed if reaches(self.needed(stale), id)]
-            text = "; ".join(
-                f"{id} was {short(old.get(id))}, is {short(self.settings.get(id))}" for id in causes[:MOST_CAUSES]
-            )
-            more = f"; and {len(causes) - MOST_CAUSES} more" if len(causes) > MOST_CAUSES else ""
+            texts = list(dict.fromkeys(self._said(id, old) for id in causes))
+            more = f"; and {len(texts) - MOST_CAUSES} more" if len(texts) > MOST_CAUSES else ""
             raise StaleError(
-                f"{self.run.path} was started with other settings ({text}{more}), so its results from step "
-                f"'{part_of(stale)}' on do not match. Name another folder, use the old settings, or add "
-                f"--restart-from {part_of(stale)}.",
+                f"{self.run.path} was started with other settings ({'; '.join(texts[:MOST_CAUSES])}{more}), so its "
+                f"results from step '{part_of(stale)}' on do not match. Name another folder, use the old settings"
+                f"{self._earlier_templates(old)}, or add --restart-from {part_of(stale)}.",
                 part_of(stale),
             )
         self.half_done_fits = restart_from is None and not (changed or came or went)
@@ -138,6 +144,28 @@ class Journal:
     def _is_stale(self, step: str, changed: list[str]) -> bool:
         needed = self.needed(step) if changed else set()
         return any(reaches(needed, id) for id in changed)
+
+    def _said(self, id: str, old: Mapping[str, Any]) -> str:
+        """What has changed of an id, in words."""
+        if not id.startswith((TEMPLATE, LABEL)):
+            return f"{id} was {short(old.get(id))}, is {short(self.settings.get(id))}"
+        name = id.partition(" ")[2]
+        if f"{LABEL}{name}" not in self.settings:
+            return f"{name} is no template any more"
+        if f"{LABEL}{name}" not in old:
+            why = ": it has a label, and without train.txt every labelled scan is one" if self.all_labelled else ""
+            return f"{name} is a template now{why}"
+        return f"the {'label' if id.startswith(LABEL) else 'image'} of the template {name} has changed"
+
+    def _earlier_templates(self, old: Mapping[str, Any]) -> str:
+        """How to name the templates of the start before, if they were others."""
+        before, now = ([id for id in ids if id.startswith(TEMPLATE)] for ids in (old, self.settings))
+        if sorted(before) == sorted(now):
+            return ""
+        names = shlex.join(id.removeprefix(TEMPLATE) for id in before[:MOST_CAUSES])
+        names += f" and {len(before) - MOST_CAUSES} more" if len(before) > MOST_CAUSES else ""
+        said = f"and the real names of {names}" if self.under_pseudonyms else names
+        return f" (--template {said} learns from these alone, as before)"
 
     def _first(self, step: str) -> int:
         """How many finished steps come before ``step`` or its parts ("round_1" includes "round_1/training")."""

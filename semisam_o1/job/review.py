@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.folders import match
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.job.claim import recover
@@ -23,6 +24,7 @@ from semisam_o1.types import DatasetError, UserError
 
 log = logging.getLogger("semisam_o1")
 NEXT = "next: "  # before the name of the scan to look at next
+HELPS = "helps N other scans: so many resemble this scan more than they resemble any labelled scan"
 
 
 def review(
@@ -32,6 +34,7 @@ def review(
     case: str | None = None,
     reject: Sequence[str] = (),
     undo: Sequence[str] = (),
+    submitted: Sequence[Path] = (),
     pseudonyms: str | Path | None = None,
     strategy: str = DEFAULT,
     dataset_dir: str | Path | None = None,
@@ -44,24 +47,31 @@ def review(
     Args:
         accept: cases whose label is right as it is. take: files of corrected labels; ``case``: whose the one file is,
             if its name does not say it. reject: cases that leave the pool. undo: cases whose last step is taken back.
+        submitted: labels that a person submitted in MONAI Label, in files named after their cases.
         pseudonyms: the key of a run under pseudonyms. dataset_dir: where the data set is now, if it was moved.
 
     Raises:
-        DatasetError: there is no run, it is being worked on, or its data set is not there.
+        DatasetError: there is no run, it is being worked on, or its data set is not there; or two of the steps
+            contradict each other. Nothing is done then.
     """
     run = RunFolder(run_dir)
     if case is not None and len(take) != 1:
         raise DatasetError(f"--as {case} names the case of one file; --take has {len(take)}.")
     cohort = cohort_of(run, dataset_dir, pseudonyms, check=False)
     cohort = cohort.without(run.read_record().get("failed", {}))
+    named = [(case or match(Path(path).name, [one.name for one in cohort.cases]), f"--take {path}") for path in take]
+    for option, names in (("accept", accept), ("reject", reject), ("undo", undo)):
+        named += [(name, f"--{option} {name}") for name in dict.fromkeys(names)]
+    refuse_contradictions(named)
     with lock_folder(run.path):
         recover(run)
         corrections, refused = Corrections(run, cohort), 0
-        steps = [("accept", name) for name in accept] + [("take", path) for path in take]
-        steps += [("reject", name) for name in reject] + [("undo", name) for name in undo]
-        for what, of in steps:
+        steps = [("accept", name, None) for name in accept] + [("take", path, case) for path in take]
+        steps += [("take", path, None) for path in submitted]
+        steps += [("reject", name, None) for name in reject] + [("undo", name, None) for name in undo]
+        for what, of, whose in steps:
             try:
-                _step(corrections, what, of, case)
+                _step(corrections, what, of, whose)
             except UserError as error:
                 log.warning("%s", error)
                 refused += 1
@@ -69,6 +79,20 @@ def review(
         for entry in corrections.take_saved(but=undone):
             log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, said(entry))
         return table(run, cohort, corrections.reviewed.entries(), strategy), not refused
+
+
+def refuse_contradictions(steps: Sequence[tuple[str, str]]) -> None:
+    """Refuse several steps of one case. ``steps``: the case of each, and the option that asks for it.
+
+    Raises:
+        DatasetError: a case has several.
+    """
+    options: dict[str, list[str]] = {}
+    for case, option in steps:
+        options.setdefault(case, []).append(option)
+    several = [f"case {case}: {' and '.join(found)}" for case, found in options.items() if len(found) > 1]
+    if several:
+        raise DatasetError(f"{'; '.join(several)}: expected one step a case. Nothing was done; name one of them.")
 
 
 def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> None:
@@ -105,11 +129,12 @@ def table(run: RunFolder, cohort: Cohort, entries: dict[str, Entry], strategy: s
         dice = quality.get(name, {}).get("predicted_dice")
         shown = "cannot tell" if dice is None else f"{dice:.3f}"
         lines.append(f"{name[:28]:28} {'untouched':10} {shown:>14}  {reason}")
+    explained = ["", HELPS] if ranked else []
     counts = f"{len(entries)} of {len(cohort.pool) + len(rejected)} scans reviewed"
     following = f"; {NEXT}{ranked[0][0]} ({REASONS[strategy]})" if ranked else ""
     news = sum(_is_new(record, entry) for entry in entries.values())
     wait = f"; new for the next start of the run: {news}" if news else ""
-    return "\n".join([*lines, "", counts + following + wait])
+    return "\n".join([*lines, *explained, "", counts + following + wait])
 
 
 def _is_new(record: dict, entry: Entry) -> bool:
@@ -127,7 +152,8 @@ def _why_touched(entry: Entry) -> str:
 
 
 def why(known: Known, i: int) -> str:
-    """Why a scan stands where it stands: how many scans it is nearer to than any labelled scan."""
+    """Why a scan stands where it stands: how many scans it is nearer to than any labelled scan; HELPS explains it."""
     nearer = known.distances[:, i] < known.served
     nearer[i] = False
-    return f"nearer than any labelled scan to {int(np.sum(nearer))} others"
+    count = int(np.sum(nearer))
+    return f"helps {count or 'no'} other scan{'s' if count > 1 else ''}"

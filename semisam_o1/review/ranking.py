@@ -68,8 +68,8 @@ STRATEGIES: dict[str, Callable[[Known], np.ndarray]] = {
 REASONS = {
     "worst predicted": "the lowest predicted Dice",
     "most uncertain": "the highest uncertainty",
-    "most typical": "most like those that are like no labelled scan",
-    "expected win": "its correction is expected to win most",
+    "most typical": "the most typical of the scans that resemble no labelled scan",
+    "expected win": "its correction should improve the labels of the pool most",
 }
 DEFAULT = "most typical"
 

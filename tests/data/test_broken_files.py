@@ -1,5 +1,7 @@
 """A scan or label that cannot be used is set aside, or stops the run where it is the template's, and is explained."""
 
+import gzip
+
 import h5py
 import itk
 import nibabel
@@ -27,7 +29,7 @@ from tests.data.studies import (
 BROKEN_IMAGES = {
     "truncated": (lambda path: halve(path), "truncated or damaged"),
     "empty": (lambda path: path.write_bytes(b""), "an empty file"),
-    "not an image": (lambda path: path.write_bytes(b"hello"), "not compressed"),
+    "not an image": (lambda path: path.write_bytes(b"hello"), "it begins with text"),
     "missing": (lambda path: path.unlink(), "no image of that name"),
     "NaN alone": (lambda path: write_nifti(path, np.full(SHAPE, np.nan)), "no finite voxel"),
     "constant": (lambda path: write_nifti(path, np.full(SHAPE, 7.0)), "a constant image"),
@@ -199,3 +201,38 @@ def test_an_affine_without_inverse(root):
     header["srow_z"], header["sform_code"] = 0, 1
     path.write_bytes(header.binaryblock + path.read_bytes()[len(header.binaryblock) :])
     assert "no inverse" in open_cohort(root).set_aside["a"]
+
+
+def test_a_corrupt_gzip_stream_is_said_in_words(root):
+    data = bytearray(image_of(root).read_bytes())
+    data[60:70] = bytes(byte ^ 0xFF for byte in data[60:70])
+    image_of(root).write_bytes(data)
+    assert "truncated or damaged (its gzip stream is corrupt)" in open_cohort(root).set_aside["a"]
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha", "a.nrrd", "a.mgz"])
+@pytest.mark.parametrize(
+    "page", [b"\xef\xbb\xbf\n<!DOCTYPE html><title>Sign in</title>", b'<?xml version="1.0"?><Error/>']
+)
+def test_a_web_page_under_the_name_of_a_scan_is_no_image(root, name, page):
+    image_of(root).unlink()
+    (root / "images" / name).write_bytes(page)
+    (problem,) = open_cohort(root).problems
+    assert "no image: it begins with HTML or XML, e.g. a web page that was saved in place" in problem.found
+    assert (problem.severity, problem.remedy) == (SET_ASIDE, "download or export it again")
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "remedy"),
+    [
+        (b"404: not found", "it begins with text", "download or export it again"),
+        (bytes(400), "it begins with neither gzip's first bytes nor the header", "download or export it again"),
+        (None, "not compressed, but has another suffix", "rename it"),
+    ],
+)
+def test_what_is_not_compressed_under_a_compressed_name(root, content, found, remedy):
+    if content is None:
+        content = gzip.decompress(image_of(root).read_bytes())
+    image_of(root).write_bytes(content)
+    (problem,) = open_cohort(root).problems
+    assert found in problem.found and problem.remedy == remedy

@@ -40,8 +40,13 @@ def test_files_that_are_no_scans_are_counted(tmp_path):
         (tmp_path / "images" / name).write_bytes(b"\0")
     cohort = open_cohort(tmp_path)
     assert [case.name for case in cohort.cases] == ["t", "a"]
-    text = "ignored in images/: files of the desktop (1), AppleDouble files of macOS (2), sidecars and documents (2)"
-    assert said(cohort) == [("data set", NOTE, text)]
+    text = "ignored in images/: files of the desktop (1), AppleDouble files of macOS (2), sidecars and documents"
+    assert said(cohort) == [("data set", NOTE, f"{text} (2: a.json, notes.docx)")]
+    for name in ("b.json", "photo.png"):
+        (tmp_path / "images" / name).write_bytes(b"\0")
+    assert said(open_cohort(tmp_path)) == [("data set", NOTE, f"{text} (4: a.json, b.json, notes.docx, ...)")]
+    (note,) = open_cohort(tmp_path, pseudonyms=tmp_path / "key.csv").problems
+    assert note.found == f"{text} (4)"  # their names may be those of patients
 
 
 @pytest.mark.parametrize(

@@ -43,5 +43,7 @@ def test_unreadable_images_are_left_out(tmp_path, caplog):
     write_nifti(good, organ())
     assert [case.name for case in readable_cases([good, touch(tmp_path / "bad.nii.gz")])] == ["good"]
     assert "bad" in caplog.text
+    heading, first = caplog.records[-1].getMessage().splitlines()[:2]  # a log's prefix does not shift the columns
+    assert heading == "problems found in the images:" and first.startswith("case  effect")
     with pytest.raises(DatasetError):
         readable_cases(tmp_path / "bad.nii.gz")

@@ -4,7 +4,7 @@ import nibabel
 import pytest
 
 from semisam_o1.data.datasets import open_cohort
-from semisam_o1.data.findings import NOTE
+from semisam_o1.data.findings import NOTE, STOPS, CohortError
 from semisam_o1.types import DatasetError
 from tests.data.studies import halve, image_of, label_of, names, organ, study, voxels, write_nifti
 
@@ -77,6 +77,23 @@ def test_an_empty_pool(root):
     with pytest.raises(DatasetError, match="no usable case"):
         open_cohort(root)
     assert set(open_cohort(root, need_pool=False).set_aside) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "spoil", [halve, lambda path: write_nifti(path, organ()[:-1]), lambda path: path.write_bytes(b"")]
+)
+def test_a_bad_label_without_a_list_says_why_its_scan_is_a_template(tmp_path, spoil):
+    study(tmp_path, "abc", "ab")
+    spoil(label_of(tmp_path, "b"))
+    with pytest.raises(CohortError) as stopped:
+        open_cohort(tmp_path)
+    (problem,) = [problem for problem in stopped.value.problems if problem.severity == STOPS]
+    assert problem.case == "b" and problem.found.endswith("the scan counts as a template because it has a label")
+    assert problem.remedy.endswith(", or name the templates: --template, or train.txt")
+    assert names(open_cohort(tmp_path, template="a").pool) == ["b", "c"]
+    with pytest.raises(CohortError) as stopped:  # where a list or a name made it one, there is nothing to explain
+        open_cohort(tmp_path, template=["a", "b"])
+    assert "because" not in str(stopped.value)
 
 
 def test_all_cases_labelled_and_no_list_leaves_no_pool(tmp_path):

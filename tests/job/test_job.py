@@ -169,8 +169,24 @@ def test_evaluate_predicts_what_is_missing(run, phantom_dir, tmp_path, capsys):
 
 
 def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
-    assert main(["validate", str(phantom_dir)]) == 0
-    assert "pool" in capsys.readouterr().out
+    assert main(["validate", str(phantom_dir), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "pool" in said and "A run (preset quick, 6 rounds of training) will take" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--preset", "standard"], "(preset standard, 3 rounds of training)"),
+        (["--rounds", "1"], "(preset quick, 1 round of training)"),
+        (["--rounds", "auto", "--set", "most_rounds=4"], "(preset quick, at most 4 rounds)"),
+        (["--set", "num_rounds=0"], "(preset quick, no rounds of training)"),
+    ],
+)
+def test_validate_estimates_the_run_that_is_meant(phantom_dir, capsys, options, said):
+    assert main(["validate", str(phantom_dir), "--device", "cpu", *options]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"A run {said} will take" in text and ("training " in text.partition("cores (")[2]) == ("no r" not in said)
 
 
 def test_propagate_leaves_a_trained_run_alone(run, phantom_dir, capsys):

@@ -189,9 +189,10 @@ def test_the_command_says_it_in_a_line(phantom_dir, tmp_path, capsys, setting, s
     assert error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_batch_has_scans(phantom_dir, tmp_path, capsys):
-    command = ["run", str(phantom_dir), "--output", str(tmp_path / "run"), "--set", "labelled_batch=0", "pool_batch=0"]
-    assert main(command) == 2
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_batch_has_scans(phantom_dir, tmp_path, capsys, command):
+    output = ["--output", str(tmp_path / "run")] if command == "run" else []
+    assert main([command, str(phantom_dir), *output, "--set", "labelled_batch=0", "pool_batch=0"]) == 2
     assert "expected one of them above 0" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """A run that was killed goes on and ends as if it had not been: journal, lock, state of a training, real kills."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from torch import nn
 
 from semisam_o1.cli import main
 from semisam_o1.errors import of_the_machine
+from semisam_o1.files import write_json
 from semisam_o1.job.resume import Journal
 from semisam_o1.methods.dan import AdversarialLoss, AdversarialNetwork, Discriminator
 from semisam_o1.methods.state import TrainingState, randomizables
 from semisam_o1.methods.two_stream import LossProgress, PolynomialDecay, TwoStreamSampler, prepare_batch
-from semisam_o1.runfolder import RunFolder
+from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import DatasetError
 from tests.jobs import small
 
@@ -81,6 +83,55 @@ def test_changed_settings_that_make_steps_stale_are_said(tmp_path, changed, step
     kept = {"features": 0, "propagation": 1, "round_1": 3, "round_1/refinement": 5}[step]
     assert again.done == STEPS[:kept] and not again.half_done_fits
     journal(tmp_path, **changed).open()  # the new settings are on record
+
+
+def with_templates(folder, *templates, root=None, **settings) -> Journal:
+    """A journal of a data set of scans a and b in which ``templates`` are templates."""
+    root = root or folder / "data"
+    root.mkdir(exist_ok=True)
+    for name in "ab":
+        (root / name).write_text(name)
+    files = {f"cohort#{'template' if name in templates else 'pool'} {name}": root / name for name in "ab"}
+    files |= {f"cohort#label {name}": root / name for name in templates}
+    settings = {"template": None, "dataset_dir": str(root)} | settings
+    return Journal(RunFolder(folder), settings, lambda step: {"cohort", "template"}, files)
+
+
+def begun_with_a(folder, **settings) -> Journal:
+    made = with_templates(folder, "a", **settings)
+    made.begin()
+    made.add("features")
+    return made
+
+
+def test_a_scan_that_got_a_label_is_named_and_how_to_keep_the_earlier_template(tmp_path):
+    begun_with_a(tmp_path)
+    said = "(b is a template now: it has a label, and without train.txt every labelled scan is one), so its results"
+    with pytest.raises(DatasetError, match=re.escape(said)) as refusal:
+        with_templates(tmp_path, "a", "b").open()
+    assert (
+        "use the old settings (--template a learns from these alone, as before), or add --restart-from features."
+        in (str(refusal.value))
+    )
+    assert with_templates(tmp_path, "a", **{"template#0": "a"}).open()
+
+
+def test_another_template_of_a_list_is_named_and_names_stay_pseudonyms(tmp_path):
+    begun_with_a(tmp_path)
+    (tmp_path / "data" / "train.txt").write_text("b")
+    with pytest.raises(
+        DatasetError, match=r"\(a is no template any more; b is a template now\).*--template and the real"
+    ):
+        with_templates(tmp_path, "b", pseudonyms="key.csv").open()
+
+
+def test_naming_the_template_in_use_is_no_change(tmp_path):
+    kept = begun_with_a(tmp_path)
+    again = with_templates(tmp_path, "a", template=["a"])
+    assert again.open() and again.half_done_fits
+    settings = kept.settings | {"template": ["a"]}  # as journals of earlier versions hold it
+    write_json(kept.run.journal, {"layout": LAYOUT, "done": ["features"], "settings": settings, "files": kept.files})
+    assert with_templates(tmp_path, "a").open()
 
 
 def test_a_restart_after_the_stale_step_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 """The command ``review``: what people do with labels is taken, and what does not fit is refused and kept."""
 
+import logging
 import shutil
+import sys
 
 import nibabel
 import numpy as np
@@ -8,11 +10,13 @@ import pytest
 
 from semisam_o1.cli import main
 from semisam_o1.job.reopen import cohort_of
-from semisam_o1.job.review import review
+from semisam_o1.job.review import review, why
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.corrections import Corrections
+from semisam_o1.review.ranking import Known
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
+from semisam_o1.types import DatasetError
 from tests.jobs import labels
 
 
@@ -105,8 +109,57 @@ def test_a_label_saved_in_place_that_is_taken_back_stays_back(mine, phantom_dir)
 def test_cases_that_are_none_of_the_pool_are_refused(mine, caplog):
     _, whole = review(mine.path, accept=["phantom_00", "nobody"], reject=["phantom_03"], undo=["phantom_01"])
     assert not whole and entries(mine) == {}
-    for said in ("phantom_00 is a template", "no usable case 'nobody'", "--reject phantom_03", "--undo phantom_01"):
+    for said in (
+        "phantom_00 is a template",
+        "has no case 'nobody'; the nearest names: phantom_0",
+        "--reject phantom_03",
+        "--undo phantom_01",
+    ):
         assert said in caplog.text
+
+
+def test_refusals_are_said_after_the_table(mine, capsys):
+    logger = logging.getLogger("semisam_o1")
+    logger.addHandler(handler := logging.StreamHandler(sys.stdout))
+    try:
+        assert main(["review", str(mine.path), "--accept", "nobody", "phantom_01"]) == 1
+    finally:
+        logger.removeHandler(handler)
+    said = capsys.readouterr().out
+    assert said.index("phantom_01: accepted") < said.index("reviewed; next:") < said.index("has no case 'nobody'")
+
+
+@pytest.mark.parametrize(
+    "steps, said",
+    [
+        ({"accept": ["phantom_01"], "reject": ["phantom_01"]}, "--accept phantom_01 and --reject phantom_01"),
+        ({"reject": ["phantom_01"], "undo": ["phantom_01"]}, "--reject phantom_01 and --undo phantom_01"),
+        ({"take": ["a/phantom_01.nii.gz"], "accept": ["phantom_01"]}, "--take a/phantom_01.nii.gz and --accept"),
+        ({"take": ["mine.nii"], "case": "phantom_01", "undo": ["phantom_01"]}, "--take mine.nii and --undo phantom_01"),
+        ({"take": ["a/phantom_01.nii", "b/phantom_01.nii"]}, "--take a/phantom_01.nii and --take b/phantom_01.nii"),
+    ],
+)
+def test_steps_that_contradict_each_other_are_refused_before_anything_is_done(mine, steps, said):
+    with pytest.raises(DatasetError, match=f"case phantom_01: {said}.*: expected one step a case. Nothing was done"):
+        review(mine.path, **{"accept": ["phantom_02"]} | steps)
+    assert not mine.reviewed.exists()
+
+
+def test_a_label_from_monai_label_does_not_stand_in_the_way_of_a_rejection(mine, phantom_dir, tmp_path):
+    submitted = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz")
+    _, whole = review(mine.path, reject=["phantom_01"], submitted=[submitted])
+    assert whole and entries(mine)["phantom_01"].what == "rejected"
+
+
+def test_one_step_given_twice_is_no_contradiction(mine):
+    assert review(mine.path, accept=["phantom_01", "phantom_01"])[1] and list(entries(mine)) == ["phantom_01"]
+
+
+@pytest.mark.parametrize("near, said", [(0, "no other scan"), (1, "1 other scan"), (2, "2 other scans")])
+def test_the_reason_counts_the_scans_that_a_label_helps(near, said):
+    distances = np.array([[0.0, 5, 5], [1 if near > 0 else 5, 0, 5], [1 if near > 1 else 5, 5, 0]])
+    known = Known(distances, np.full(3, 2.0), np.zeros(3), np.zeros(3))
+    assert why(known, 0) == f"helps {said}"
 
 
 def test_a_run_that_is_at_work_is_left_alone(mine, capsys):
