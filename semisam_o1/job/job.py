@@ -79,7 +79,7 @@ class Job:
             self.tracking.begin()
             journal = self._begin()
             if not journal.done and (lost := lost_classes(self.config)):
-                log.warning("%s", table(lost))
+                log.warning("classes that are too small:\n%s", table(lost))
             complete = self._is_complete(journal)
             stale = learn(self, self._given, journal.done, complete)
             if stale is not None:
