@@ -249,6 +249,24 @@ def test_of_several_maps_that_is_registered_which_bends_least_there_and_back(mon
         assert found is truth and displacement.shape == (*SIDES, 3) and distance < 0.05
 
 
+def test_of_maps_that_cost_about_the_same_the_one_that_fits_near_the_label_is_registered(monkeypatch):
+    """A third of the scan, where the label lies, has moved by 12 mm relative to the rest: no smooth field joins them."""
+    template, points = smooth_volume(22), centred_points(SIDES, STEP)
+    label = points[..., 0] > 6
+    moved = AffineMap(torch.eye(3), torch.tensor([0.0, 12.0, 0.0]))
+    scan = seen_at(template, torch.where(label[..., None], points, moved(points)))
+    weight = torch.where(label, 1.5, 0.2)
+    maps = [(IDENTITY, 0.0), (moved, 9.0)]
+    monkeypatch.setattr(alignment, "align", lambda *args, **settings: maps)
+
+    def registered(similar, weight):
+        monkeypatch.setattr(alignment, "SIMILAR", similar)
+        return register(template, scan, STEP, weight=weight, stiffness=1e4)[0]
+
+    assert registered(100.0, weight) is IDENTITY  # fits the label
+    assert registered(100.0, None) is moved and registered(1.0, weight) is moved  # fits most of the scan
+
+
 def test_align_gives_maps_that_hardly_differ_once():
     template = smooth_volume(16)
     found = align(template, template, STEP)
