@@ -382,7 +382,8 @@ def _predict(options) -> int:
         run = RunFolder(options.run)
         record = run.read_record()  # raises an error if the folder has an earlier layout
         trained_config(run)  # raises an error if there is none
-        if record.get("labels_round", 0) < (best := record.get("best_round", 0)) and "labels_round" in record:
+        best = record.get("best_round", 0)
+        if record.get("labels_round", best) < best:
             say(f"{run.path}: its network, of round {best}, is expected to be worse than round 0", sys.stderr)
         config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", as_config(run.bundle)
     _execute(workflow([config], "run", changed | overrides(options), "infer"))

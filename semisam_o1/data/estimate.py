@@ -103,7 +103,7 @@ def _size(count: float) -> str:
 def validate_text(cohort: Cohort, problems: Iterable[Problem], settings: Mapping | None = None, of: str = "") -> str:
     """The text that ``validate`` prints: ``problems``, lists, classes, voxels, then time and disk space.
 
-    ``settings``: see `estimate`; ``of``: they in words.
+    ``settings``: see `estimate`. ``of``: the run's settings, in words.
     """
     grids = [cohort.grid(case) for case in cohort.cases]
     spacings = np.array([grid.spacing for grid in grids])

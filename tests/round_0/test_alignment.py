@@ -250,7 +250,7 @@ def test_of_several_maps_that_is_registered_which_bends_least_there_and_back(mon
 
 
 def test_of_maps_that_cost_about_the_same_the_one_that_fits_near_the_label_is_registered(monkeypatch):
-    """A third of the scan, where the label lies, has moved by 12 mm relative to the rest: no smooth field joins them."""
+    """A third of the scan, where the label lies, has moved by 12 mm relative to the rest."""
     template, points = smooth_volume(22), centred_points(SIDES, STEP)
     label = points[..., 0] > 6
     moved = AffineMap(torch.eye(3), torch.tensor([0.0, 12.0, 0.0]))
