@@ -19,7 +19,7 @@ CHANNELS = 16  # principal components of the descriptors: a third of the time, a
 POOLED_VOXELS = 6000  # enough to compare starts, few enough to test hundreds per second
 STRAIN_COSTS = (0.0, 0.1)  # weights of |A^T A - 1|^2, one per half of the refined maps; a scale of 1.1 costs 0.013
 ALIKE = 0.1  # of the extent; maps whose corners all differ by less are treated as equal
-SIMILAR = 1.1  # times the cost of the best map; the one of those that fits best near the label is selected
+SIMILAR = 1.1  # times the cost of the best map; of those, the one that fits best near the label is selected
 AT_ONCE = 32  # starts evaluated per batch
 TRIED = 5  # a start is evaluated on every fifth point
 PARTS = 4  # of the points, sampled in parallel
@@ -317,32 +317,36 @@ def register(
 ) -> tuple[AffineMap, torch.Tensor, float]:
     """`align`, then `deform`: the affine map, the displacement field (H, W, D, 3) mm, the remaining distance.
 
-    If `align` finds several maps, coarse displacement fields in both directions judge them: a wrong map leaves a larger
-    distance or needs a rougher field, above all in the reverse direction. Of the maps that cost at most `SIMILAR` times
-    as much as the best, the one with the smallest distance at the places of the largest weight is selected; without
-    ``weight``, the best. For the arguments see `align` and `deform`.
+    If `align` finds several maps, coarse displacement fields in both directions judge them: a wrong map leaves a
+    larger distance or needs a rougher field, above all in the reverse direction. Without ``weight``, the best is
+    selected. With it, of the maps that cost at most `SIMILAR` times as much as the best, the one is selected that
+    leaves the smallest distance, after its whole displacement, at the places of the largest weight. For the arguments
+    see `align` and `deform`.
     """
     maps = [candidate for candidate, _ in align(template, scan, step_mm, turn, seed=seed)]
     if len(maps) > 1:
         early = (*iterations[:-1], 0)
 
-        def trial(moving: Tokens, fixed: Tokens, place: AffineMap) -> tuple[torch.Tensor, float]:
-            field, distance = deform(moving, fixed, step_mm, place, early, stiffness)
-            bent = sum(field.diff(dim=axis).square().mean() for axis in range(3)) / step_mm**2
-            return field, distance + stiffness * float(bent)
+        def cost(moving: Tokens, fixed: Tokens, place: AffineMap) -> float:
+            trial, distance = deform(moving, fixed, step_mm, place, early, stiffness)
+            bent = sum(trial.diff(dim=axis).square().mean() for axis in range(3)) / step_mm**2
+            return distance + stiffness * float(bent)
 
-        def misfit(place: AffineMap, field: torch.Tensor) -> float:
-            points = place(centred_points(scan.shape[1:], step_mm)) + field
-            counts = sample((weight == weight.max()).float()[None], points, step_mm)[0]
-            distance = (sample(template, points, step_mm) - scan).square().mean(0)
-            return float((counts * distance).sum() / counts.sum().clamp(min=1))
+        costs = [cost(template, scan, place) + cost(scan, template, place.inverse()) for place in maps]
+        most = min(costs) * (1 if weight is None else SIMILAR)
+        maps = [place for place, value in zip(maps, costs) if value <= most]
+    found = [(place, *deform(template, scan, step_mm, place, iterations, stiffness, weight)) for place in maps]
+    if weight is None or len(found) == 1:
+        return found[0]
+    close = (weight == weight.max()).float()[None]
 
-        forth = [trial(template, scan, place) for place in maps]
-        costs = [cost + trial(scan, template, place.inverse())[1] for place, (_, cost) in zip(maps, forth)]
-        likely = [i for i, cost in enumerate(costs) if cost <= SIMILAR * min(costs)]
-        judged = costs if weight is None else [misfit(place, field) for place, (field, _) in zip(maps, forth)]
-        maps = [maps[min(likely, key=lambda i: judged[i])]]
-    return maps[0], *deform(template, scan, step_mm, maps[0], iterations, stiffness, weight)
+    def misfit(place: AffineMap, displacement: torch.Tensor, distance: float) -> float:
+        points = place(centred_points(scan.shape[1:], step_mm)) + displacement
+        counts = sample(close, points, step_mm)[0]
+        left = (counts * (sample(template, points, step_mm) - scan).square().mean(0)).sum()
+        return float(left / counts.sum()) if counts.any() else float("inf")
+
+    return min(found, key=lambda one: misfit(*one))
 
 
 def sharpen(
