@@ -12,7 +12,7 @@ LEAST_SHARE = 0.5  # of a token; a class that has less in every token gets no vo
 
 
 def small_classes(cohort: Cohort, token_mm: float) -> list[Problem]:
-    """A warning for each class that fills no token of ``token_mm`` mm in a template: round 0 would lose it."""
+    """A warning for each class that fills no token of ``token_mm`` mm in a template: its surroundings place it."""
     problems = []
     for case in cohort.templates:
         shares = label_chain(token_mm, cohort)(case.item())[Keys.LABEL]
@@ -21,6 +21,6 @@ def small_classes(cohort: Cohort, token_mm: float) -> list[Problem]:
             if channel and 0 < float(share.max()) < LEAST_SHARE:
                 size = f"{int(voxels[channel]):,} voxels, {float(share.sum()):.2g} tokens"
                 found = f"label: {cohort.classes[number]} ({size}) fills no token of {token_mm:.3g} mm"
-                remedy = "round 0 will lose it: set a smaller feature_spacing, or larger feature_voxels"
+                remedy = "look at it in the labels, or set larger feature_voxels: its surroundings alone place it"
                 problems.append(Problem(case.name, WARNING, found, "classes larger than a token", remedy))
     return problems

@@ -198,13 +198,13 @@ def to_grid(
     padding_mode = "zeros" if outside == "zeros" else "border"
     resample = SpatialResample(mode=mode, padding_mode=padding_mode, dtype=torch.float32)
     found = resample(source, dst_affine=torch.as_tensor(grid.affine), spatial_size=grid.shape).as_tensor()
-    if outside == "background" and (beyond := _beyond(affine, volume.shape[1:], grid)) is not None:
-        found[:, beyond] = 0
-        found[0, beyond] = 1
+    if outside == "background" and (empty := beyond(affine, volume.shape[1:], grid)) is not None:
+        found[:, empty] = 0
+        found[0, empty] = 1
     return found
 
 
-def _beyond(affine: Affine, shape: Sequence[int], grid: Grid) -> torch.Tensor | None:
+def beyond(affine: Affine, shape: Sequence[int], grid: Grid) -> torch.Tensor | None:
     """The voxels of ``grid`` more than `REACH` outside of a volume with ``affine`` and ``shape``; None if none is."""
     place = np.linalg.solve(np.asarray(affine, float), np.asarray(grid.affine, float))
     limits = np.asarray(shape, float) - 1 + REACH

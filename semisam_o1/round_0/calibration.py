@@ -154,13 +154,14 @@ def calibrate(
     true_dice: Sequence[np.ndarray] = (),
     agreement: Sequence[np.ndarray] = (),
     of_people: int = 0,
+    small: Sequence[int] = (),
 ) -> Calibration:
     """The calibration of a pool, given labels whose true Dice is known: that, and the agreement, (classes,) each.
 
     They are labels of copies of the template, and of labelled scans to which the label of the others was carried,
     ``of_people`` of them. The factor of a class is their median, drawn half of the way to `USUAL_FACTOR`: copies show
     how hard this anatomy is, but not how differently people outline it. Labelled scans do, so with them it is drawn
-    less far.
+    less far. The factor of ``small`` classes (channels) is not drawn: their agreement, on tokens, is low by itself.
     """
     classes = len(pool[0].agreement)
     factor, spread = np.full(classes, np.log(USUAL_FACTOR)), USUAL_SPREAD
@@ -168,7 +169,8 @@ def calibrate(
         true, expected = (np.clip(1 - np.stack(list(dice)), LEAST_ERROR, 1) for dice in (true_dice, agreement))
         logs = np.log(true / expected)
         found = _medians(logs)
-        usual = (1 - COPIES_WEIGHT) * ENOUGH / (ENOUGH + of_people)
+        usual = np.full(classes, (1 - COPIES_WEIGHT) * ENOUGH / (ENOUGH + of_people))
+        usual[np.array(small, int) - 1] = 0
         factor = np.where(np.isnan(found), factor, (1 - usual) * found + usual * factor)
         if len(true_dice) > 2:
             scatter = np.nanmean(logs - found, axis=1)

@@ -33,11 +33,15 @@ class Aligned(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A copy: ``image`` and ``has_data`` (1, H, W, D) on the grid of the first scan, and its true ``label``."""
+    """A copy: ``image`` and ``has_data`` (1, H, W, D) on the grid of the first scan, and its true ``label``.
+
+    points: (H, W, D, 3) centred mm, the true position of each voxel in the template.
+    """
 
     image: Volume
     has_data: torch.Tensor
     label: Probabilities
+    points: torch.Tensor
 
 
 def composed(one: Aligned, other: Aligned, step_mm: float) -> torch.Tensor:
@@ -69,9 +73,10 @@ def make_copy(template: Volume, label: Probabilities, one: Aligned, other: Align
     aligned = sample(template, one.points, step_mm)[0].numpy()
     scan = one.image[0].numpy()
     if not inside.any():
-        return Copy(one.image, one.has_data, sample_label(label, points, step_mm))
+        return Copy(one.image, one.has_data, sample_label(label, points, step_mm), points)
     seen = inside.numpy()
     unexplained = np.where(seen, scan - matched(aligned[seen], scan[seen], aligned), 0)
     moved = matched(aligned[seen], scan[seen], sample(template, points, step_mm)[0].numpy())
     image = np.where(one.has_data[0].numpy(), moved + unexplained, scan)
-    return Copy(torch.from_numpy(image.astype(np.float32))[None], one.has_data, sample_label(label, points, step_mm))
+    volume = torch.from_numpy(image.astype(np.float32))[None]
+    return Copy(volume, one.has_data, sample_label(label, points, step_mm), points)

@@ -17,6 +17,7 @@ from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.features import FeatureStore, plain
 from semisam_o1.files import WorkFiles
 from semisam_o1.round_0.copies import Aligned, Copy, make_copy
+from semisam_o1.round_0.detail import Details, Placed, dices_of_small
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion, Scan
 from semisam_o1.round_0.passes import FirstPass, dropped_vote
@@ -32,11 +33,16 @@ class Plan(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it."""
+    """A ``copy`` on a grid with ``affine``, and the ``probabilities`` (num_classes, H, W, D) that round 0 gives it.
+
+    small_dice: true Dice of the small classes, (num_classes - 1,), NaN for others, see `dices_of_small`; None without
+    small classes.
+    """
 
     copy: Copy
     affine: Affine
     probabilities: Probabilities
+    small_dice: np.ndarray | None
 
 
 def plans(records: WorkFiles, names: Sequence[str], copies: int) -> list[Plan]:
@@ -70,6 +76,7 @@ class CopyMaker:
     ):
         self.store, self.cohort, self.records, self.chain, self.inferer = store, cohort, records, chain, inferer
         self.propagation, self.fusion = propagation, fusion
+        self.details = Details(store, cohort)
         self.template_image = functools.cache(lambda name: self._image(name, "world")[0])
 
     def __call__(self, plan: Plan) -> Labelled:
@@ -90,7 +97,11 @@ class CopyMaker:
             scan = Scan(tokens, step, descriptor, template.name, result.maps[0], result.points, probabilities)
             if (fused := self.fusion(scan, {plan.one, plan.other})) is not None:
                 probabilities = fused.probabilities
-        return Labelled(copy, affine, probabilities)
+        small = self.details.of(template.name)[1]
+        if not small or result.points is None:
+            return Labelled(copy, affine, probabilities, None)
+        placed = Placed(probabilities, result.points), Placed(copy.label, copy.points)
+        return Labelled(copy, affine, probabilities, dices_of_small(template, small, *placed, affine))
 
     def _aligned(self, name: str, template: str) -> tuple[Aligned, Affine]:
         """A scan aligned to a template, and the affine of its grid.

@@ -25,6 +25,7 @@ from semisam_o1.features import Features, FeatureStore
 from semisam_o1.files import WorkFiles, atomic_write, read_json, remove, write_json
 from semisam_o1.round_0.calibration import Calibration, calibrate
 from semisam_o1.round_0.copy_maker import CopyMaker, Plan
+from semisam_o1.round_0.detail import AddDetail, Details
 from semisam_o1.round_0.first_pass import Propagation
 from semisam_o1.round_0.label_fusion import LabelFusion
 from semisam_o1.round_0.outlines import Outlined, Outlines, applied, border_shift_mm, learn
@@ -50,12 +51,13 @@ def write_results(
     found: Features,
     numbers: Sequence[int],
     published: bool = False,
+    detail: AddDetail | None = None,
 ) -> float:
     """Write label and confidence of one case on the scan's own grid; returns the mean uncertainty there.
 
     ``numbers``: the class number of each channel. Probabilities are interpolated linearly between tokens and constant
-    as far as the outermost tokens reach (see `to_grid`). With ``published``, each voxel has the probabilities of its
-    token, and voxels outside of all tokens are background.
+    as far as the outermost tokens reach (see `to_grid`); ``detail`` adds what tokens lost (see `Details`). With
+    ``published``, each voxel has the probabilities of its token, and voxels outside of all tokens are background.
     """
     shape = found.scan.shape
     label, highest, uncertainty = np.empty(shape, np.uint16), np.empty(shape, np.float32), torch.empty(shape)
@@ -65,11 +67,22 @@ def write_results(
             shares[0] += 1 - shares.sum(0)
         else:
             shares = to_grid(probabilities, found.affine, part)
+            shares = shares if detail is None else detail(shares, part)
         label[rows], highest[rows] = shares.argmax(0).numpy(), shares.amax(0).numpy()
         uncertainty[rows] = predictive_entropy(shares.clamp(0, 1)[None])
     write_label(folder.label(case.name), label, case.image, found.scan, numbers)
     write_share(folder.confidence(case.name), highest, case.image, found.scan)
     return float(uncertainty.mean())
+
+
+def write_again(
+    folder: RoundFolder, case: Case, probabilities: Probabilities, store: FeatureStore, cohort: Cohort, details: Details
+) -> float:
+    """`write_results` of a case that the first pass has labelled, with other ``probabilities``."""
+    first = FirstPass.load(folder.work("first"), case.name, "frame", "template", "points", "reached")
+    found = store.frame(first.frame).load(case.name)
+    numbers = cohort.class_numbers
+    return write_results(folder, case, probabilities, found, numbers, detail=details(first, found))
 
 
 def case_engine(process: Callable[[Case], Any], what: str, handlers: Sequence) -> Engine:
@@ -130,7 +143,7 @@ def first_pass_engine(
         )
     poses = TurnedScans(store, cohort, chain, inferer) if chain is not None and inferer is not None else None
     propagation, folder = Propagation(store, templates, propagate, poses), RunFolder(output_dir).round(0)
-    records, back = folder.work("first"), folder.work("back")
+    records, back, details = folder.work("first"), folder.work("back"), Details(store, cohort)
 
     def process(case: Case) -> float:
         made = (folder.label(case.name), folder.copied(case.name))
@@ -145,14 +158,17 @@ def first_pass_engine(
         found, result = carried.features, carried.result
         floor = propagation.floor(found)
         write_label(folder.copied(case.name), floor.argmax(0).numpy(), case.image, found.scan, cohort.class_numbers)
-        uncertainty = write_results(folder, case, result.probabilities, found, cohort.class_numbers, published)
-        gain = None
+        first, numbers, gain = propagation.record(carried, share), cohort.class_numbers, None
+        detail = details(first, found)
+        uncertainty = write_results(folder, case, result.probabilities, found, numbers, published, detail)
         if guard and result.maps and result.without_vote is not None:
             way = propagation.way_back(carried)
             save_way_back(back, case.name, way)
             voted, plain = (consistency(way, p, found.step_mm) for p in (result.probabilities, result.without_vote))
             gain = voted - plain
-        propagation.record(carried, uncertainty, gain, share).save(records, case.name)
+        else:
+            first = first._replace(without_vote=None)
+        first._replace(uncertainty=uncertainty, vote_gain=gain).save(records, case.name)
         return uncertainty
 
     engine = case_engine(process, "propagation", handlers)
@@ -163,10 +179,8 @@ def first_pass_engine(
         if guard and settle_vote(records, values):
             log.info("no vote near borders: labels are more consistent without it")
             for name in values:
-                first = FirstPass.load(records, name, "frame", "probabilities")
-                found = store.frame(first.frame).load(name)
-                case = cohort.case(name)
-                values[name] = write_results(folder, case, first.probabilities, found, cohort.class_numbers)
+                shares = FirstPass.load(records, name, "probabilities").probabilities
+                values[name] = write_again(folder, cohort.case(name), shares, store, cohort, details)
         folder.uncertainty.write(folder.uncertainty.read() | {name: {"uncertainty": v} for name, v in values.items()})
 
     return engine
@@ -188,7 +202,7 @@ def label_fusion_engine(
     (`copy`, `prototype`), labels stay unchanged.
     """
     folder = RunFolder(output_dir).round(0)
-    records, fused = folder.work("first"), folder.work("fused")
+    records, fused, details = folder.work("first"), folder.work("fused"), Details(store, cohort)
 
     @functools.cache
     def fusion() -> LabelFusion:
@@ -209,10 +223,7 @@ def label_fusion_engine(
                 found = found._replace(probabilities=emptied(found.probabilities, share))
             found.save(fused, case.name)
             probabilities = found.probabilities
-        return write_results(folder, case, probabilities, features_of(case.name), cohort.class_numbers)
-
-    def features_of(name: str) -> Features:
-        return store.frame(FirstPass.load(records, name, "frame").frame).load(name)
+        return write_again(folder, case, probabilities, store, cohort, details)
 
     engine = case_engine(process, "label fusion", handlers)
 
@@ -229,8 +240,7 @@ def label_fusion_engine(
             for name in fused.names():  # those of this run of the engine, and of earlier ones with other factors
                 if name in values or found.factors != before.factors:
                     shares = applied(fused.load(name, ["probabilities"])[0], found.factors)
-                    case = cohort.case(name)
-                    values[name] = write_results(folder, case, shares, features_of(name), cohort.class_numbers)
+                    values[name] = write_again(folder, cohort.case(name), shares, store, cohort, details)
         rows = {name: {"uncertainty": value} for name, value in values.items()}
         folder.uncertainty.write(folder.uncertainty.read() | rows)
 
@@ -300,7 +310,8 @@ def copies_engine(
         with atomic_write(folder.copy(plan.name)) as aside:
             nibabel.save(nibabel.Nifti1Image(found.copy.image[0].numpy(), found.affine), aside)
         truth = found.copy.label.argmax(0).to(torch.int16)
-        made.save(plan.name, {"probabilities": found.probabilities}, {"truth": truth})
+        small = {} if found.small_dice is None else {"small_dice": found.small_dice}
+        made.save(plan.name, {"probabilities": found.probabilities}, {"truth": truth} | small)
 
     engine = Engine(step)
 
@@ -328,11 +339,12 @@ def quality_engine(
     @engine.on(Events.COMPLETED)
     def finish(engine: Engine) -> None:
         found: dict[str, Evidence] = engine.state.values
-        copies, people = copies_evidence(run, round), labelled_evidence(store, cohort, run) if round == 0 else ([], [])
+        copies, small = copies_evidence(run, round), estimate.small
+        people = labelled_evidence(store, cohort, run, small) if round == 0 else ([], [])
         people = people if len(people[0]) >= LEAST_LEFT_OUT else ([], [])
         if found and not folder.calibration.is_file() and (round == 0 or copies[0]):
             true, agreement = (one + other for one, other in zip(copies, people))
-            settled = calibrate(list(found.values()), true, agreement, len(people[0]))
+            settled = calibrate(list(found.values()), true, agreement, len(people[0]), small)
             write_json(folder.calibration, settled.content())
         if found:
             path = folder.calibration if folder.calibration.is_file() else run.round(0).calibration

@@ -24,9 +24,10 @@ from semisam_o1.types import Probabilities
 from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
-TURN_MARGIN = 0.03  # of reverse consistency, by which another pose must be better
+TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
 RETURNS = 0.6  # reverse consistency below which turns are tried that fit no better by themselves
-UNLIKE = 1.15  # times the descriptor distance of another pose; one beyond it is no better, whatever its way back says
+UNLIKE = 1.15  # times the descriptor distance upright; a turned pose beyond it is not taken, whatever comes back
+ALIKE = 0.15  # of reverse consistency; poses that are closer to the best than this are compared by distance
 
 
 class Carried(NamedTuple):
@@ -42,14 +43,21 @@ class Carried(NamedTuple):
     worth: float = float("nan")
 
 
-def is_better(other: Carried, best: Carried) -> bool:
-    """Whether the pose of ``other`` is clearly better: by its reverse consistency, and the scan fits about as well.
+def best_pose(upright: Carried, turned: Sequence[Carried]) -> Carried:
+    """The best of the poses in which the label comes back clearly better than ``upright``; without any, ``upright``.
 
-    A way back can fail from the right pose and succeed from one that is off; then the distances of the descriptors
-    tell.
+    A label can come back from a wrong pose as well. So the scan must fit the template about as well as upright, and of
+    the poses from which the label comes back best, the one is taken in which the template fits the scan best: its
+    tokens are the same in each pose, while those of a turned scan have other corners.
     """
-    fits = other.result.residual <= UNLIKE * best.result.residual
-    return fits and other.worth > best.worth + TURN_MARGIN
+    better = [
+        pose
+        for pose in turned
+        if pose.worth > upright.worth + TURN_MARGIN and pose.result.residual <= UNLIKE * upright.result.residual
+    ]
+    highest = max((pose.worth for pose in better), default=0.0)
+    alike = [pose for pose in better if pose.worth > highest - ALIKE]
+    return min(alike, key=lambda pose: pose.back.way.residual, default=upright)
 
 
 class Propagation:
@@ -75,8 +83,8 @@ class Propagation:
         A scan that is oblique to a template also has features in its stored axes (see `FeatureStore.frame`), because
         descriptors are not invariant to rotation. Of the two frames, the one with the smaller descriptor distance to
         the best template is used, or, if nothing was aligned, the one with the lower entropy. A scan that may lie
-        turned relative to its best template, see `pose.search`, is propagated to again in that pose. It is taken if
-        the label's places find their like there and back clearly better, see `is_better`.
+        turned relative to its best template, see `pose.search`, is propagated to again in each such pose. One is taken
+        if the label's places find their like there and back clearly better, see `best_pose`.
         """
         found = self.store.load(name)
         turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in self.templates]
@@ -100,17 +108,19 @@ class Propagation:
                 "scan's own; check that its header names left and right correctly. Nothing is changed.",
                 name, 100 * found.mirrored,
             )  # fmt: skip
-        best = upright
+        turned: list[Carried] = []
         log.debug("poses of %s: %s", name, found)
         for turns, least in ((found.turns, float("inf")), (found.others, RETURNS)):
-            if turns and (best := self._judged(best)).worth >= least:
+            if not turns:
+                continue
+            upright = self._judged(upright)
+            if best_pose(upright, turned).worth >= least:
                 break
             for frame in map(frame_of, turns):
                 features = self.poses.features(name, frame)
                 result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
-                other = self._judged(Carried(features, result, frame))
-                if is_better(other, best):
-                    best = other
+                turned.append(self._judged(Carried(features, result, frame)))
+        best = best_pose(upright, turned)
         self.poses.keep(name, best.frame)
         if best.frame != upright.frame:
             angle = np.linalg.norm(Rotation.from_matrix(turn_of(best.frame)).as_rotvec(degrees=True))
@@ -144,18 +154,15 @@ class Propagation:
         result = result._replace(probabilities=emptied(result.probabilities, share), without_vote=without)
         return carried._replace(result=result), share
 
-    def record(
-        self, carried: Carried, uncertainty: float, vote_gain: float | None = None, share: torch.Tensor | None = None
-    ) -> FirstPass:
-        """What later steps need of a label; ``vote_gain`` and ``share`` (as ``reached``): see `FirstPass`."""
+    def record(self, carried: Carried, share: torch.Tensor | None = None) -> FirstPass:
+        """What later steps need of a label, but for its uncertainty and ``vote_gain``; ``share``: see `within`."""
         result = carried.result
         alignments = {
             template.name: Alignment(place, coarse(basis(carried.features.tokens), template.reference.tokens)[0])
             for template, basis, place in zip(self.templates, self.bases, result.maps)
         }
         best = self.templates[result.best].name if result.maps else ""
-        without = None if vote_gain is None else result.without_vote
         return FirstPass(
-            result.probabilities, carried.frame, best, result.residual, uncertainty, result.points, alignments,
-            without, vote_gain, share,
+            result.probabilities, carried.frame, best, result.residual, None, result.points, alignments,
+            result.without_vote, None, share,
         )  # fmt: skip

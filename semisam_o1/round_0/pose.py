@@ -30,7 +30,7 @@ APART = 20  # degrees between poses that count as two; smaller turns are found b
 SQUARE, NEAR = 15, 35  # degrees between a turn and a right-angled one
 PROMISING = 0.97  # of the cost without a turn; a turn that costs more is not tried
 LIKE = 1.2  # times the cost of the best pose; a turn that costs more is not tried
-MOST_TRIED = 3  # turns
+MOST_TRIED = 3  # turns, besides the right-angled ones near them
 MIRRORED = 0.85  # of the cost of the best turn; a mirrored pose that costs less fits clearly better
 MIRROR = np.diag([-1.0, 1.0, 1.0])
 
@@ -86,8 +86,8 @@ def search(template: Coarse, scan: Coarse) -> Poses:
         turns = [np.eye(3), *(one.turn for one in apart)]
         if pose.cost < LIKE * found[0].cost and all(angle(pose.turn, turn) >= APART for turn in turns):
             apart.append(pose)
-    best, rest = ([pose.turn for pose in apart if (pose.cost < limit) == good] for good in (True, False))
-    return Poses(with_right_angles(best)[:MOST_TRIED], mirrored, with_right_angles(rest)[:MOST_TRIED])
+    best, rest = ([pose.turn for pose in apart if (pose.cost < limit) == good][:MOST_TRIED] for good in (True, False))
+    return Poses(with_right_angles(best), mirrored, with_right_angles(rest))
 
 
 def poses(template: Coarse, scan: Coarse, mirrored: bool = False) -> list[Pose]:

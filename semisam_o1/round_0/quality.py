@@ -154,14 +154,17 @@ def evidence(
     back: WayBack,
     step_mm: float,
     dissimilarity: float,
+    small: Sequence[int] = (),
 ) -> Evidence:
     """Evidence of the quality of the label of ``scan``.
 
     Args:
         template: with its label, on its own tokens. propagated: the final probabilities of round 0.
         back: see `back_propagate`. dissimilarity: see `Quality`.
+        small: channels of classes that may be the largest in no token; their shares are taken as they are.
     """
     label = hard(scan.label)
+    label[list(small)] = scan.label[list(small)].float()
     warped = sample_label(label, back.points, step_mm)
     return Evidence(
         soft_dices(label, propagated, "product").numpy(),

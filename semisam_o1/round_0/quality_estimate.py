@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel
@@ -17,6 +17,7 @@ from semisam_o1.features import FeatureStore
 from semisam_o1.files import read_json
 from semisam_o1.report.overlap import soft_dices
 from semisam_o1.round_0.calibration import Calibration
+from semisam_o1.round_0.detail import Details
 from semisam_o1.round_0.passes import FirstPass, left_out
 from semisam_o1.round_0.propagation import Reference
 from semisam_o1.round_0.quality import Evidence, Quality, WayBack, back_from, evidence, hard
@@ -50,6 +51,12 @@ class QualityEstimate:
         return self.calibration.predict(self.evidence(case, label))
 
     @functools.cached_property
+    def small(self) -> list[int]:
+        """The channels of the classes that are small in a template, see the module `detail`."""
+        details = Details(self.store, self.cohort)
+        return sorted({channel for name in self.templates for channel in details.channels(name)})
+
+    @functools.cached_property
     def calibration(self) -> Calibration:
         return Calibration.of_content(read_json(self.folder.calibration))
 
@@ -69,7 +76,7 @@ class QualityEstimate:
             propagated = FirstPass.load(self.records, case.name, "probabilities").probabilities
             distance = way.residual if math.isnan(first.residual) else first.residual  # NaN: nothing was aligned
         labelled = Reference(found.tokens, shares)
-        judge = functools.partial(evidence, template.reference, labelled, propagated)
+        judge = functools.partial(evidence, template.reference, labelled, propagated, small=self.small)
         judged = judge(way, found.step_mm, float(distance))
         checked = self.back.has(case.name, "checked")  # once: it does not depend on the label
         if first.template and not checked and np.nanmean(judged.reverse_consistency) < DOUBTFUL:
@@ -85,30 +92,40 @@ class QualityEstimate:
 def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each copy: the true Dice of each class of its label of ``round``, and the agreement with round 0, (classes,).
 
-    Both lists are empty if the network of the round has not labelled the copies.
+    Both lists are empty if the network of the round has not labelled the copies. A copy has no voxels that are finer
+    than tokens, so small classes always count as in round 0, see `dices_of_small`.
     """
     true, agreement = [], []
-    for label, probabilities, truth in _labelled_copies(run, round):
-        true.append(soft_dices(label, truth).numpy())
-        agreement.append(soft_dices(label, probabilities, "product").numpy())
+    for label, probabilities, truth, small in _labelled_copies(run, round):
+        shares = soft_dices(probabilities, probabilities, "product").numpy()
+        true.append(np.where(np.isnan(small), soft_dices(label, truth).numpy(), small))
+        agreement.append(np.where(np.isnan(small), soft_dices(label, probabilities, "product").numpy(), shares))
     return true, agreement
 
 
 def copies_compared(run: RunFolder, round: int) -> list[tuple[float, float, float]]:
-    """Of each copy that the network of ``round`` labelled: mean Dice of its label and of round 0's, and of both."""
+    """Of each copy that the network of ``round`` labelled: mean Dice of its label and of round 0's, and of both.
+
+    A small class, which copies have no voxels for, counts if the network gives it to no voxel: then it is lost.
+    """
     found = []
-    for label, probabilities, truth in _labelled_copies(run, round):
-        first = hard(probabilities)
-        found.append((_mean_dice(label, truth), _mean_dice(first, truth), _mean_dice(label, first)))
+    for label, probabilities, truth, small in _labelled_copies(run, round):
+        first, lost = hard(probabilities), (label[1:].flatten(1).sum(1) == 0).numpy()
+        dices = [soft_dices(*pair).numpy() for pair in ((label, truth), (first, truth), (label, first))]
+        for known, of_small in zip(dices, (np.zeros_like(small), small, np.zeros_like(small))):
+            known[:] = np.where(np.isnan(small), known, np.where(lost, of_small, np.nan))
+        of_network, of_round_0, both = (float(np.nanmean(known)) for known in dices)
+        found.append((of_network, of_round_0, both))
     return found
 
 
-def _mean_dice(one: Probabilities, other: Probabilities) -> float:
-    return float(np.nanmean(soft_dices(one, other).numpy()))
+def _labelled_copies(
+    run: RunFolder, round: int
+) -> Iterator[tuple[Probabilities, Probabilities, Probabilities, np.ndarray]]:
+    """One-hot label of ``round``, probabilities of round 0, and one-hot truth of each copy, (num_classes, H, W, D).
 
-
-def _labelled_copies(run: RunFolder, round: int) -> Iterator[tuple[Probabilities, Probabilities, Probabilities]]:
-    """One-hot label of ``round``, probabilities of round 0, and one-hot truth of each copy, (num_classes, H, W, D)."""
+    Last the Dice of its small classes in round 0, (num_classes - 1,), NaN for others.
+    """
     made = run.round(0).work("copies")
     for name in made.names():
         probabilities, truth = made.load(name, ["probabilities", "truth"])
@@ -119,7 +136,12 @@ def _labelled_copies(run: RunFolder, round: int) -> Iterator[tuple[Probabilities
                 continue
             predicted = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj).astype(np.int64)
             label = one_hot(torch.from_numpy(predicted), len(label))
-        yield label, probabilities.float(), one_hot(truth, len(label))
+        small = (
+            made.load(name, ["small_dice"])[0].numpy()
+            if made.has(name, "small_dice")
+            else np.full(len(label) - 1, np.nan)
+        )
+        yield label, probabilities.float(), one_hot(truth, len(label)), small
 
 
 def one_hot(numbers: torch.Tensor, count: int) -> torch.Tensor:
@@ -127,12 +149,16 @@ def one_hot(numbers: torch.Tensor, count: int) -> torch.Tensor:
     return F.one_hot(numbers.long(), count).movedim(-1, 0).float()
 
 
-def labelled_evidence(store: FeatureStore, cohort: Cohort, run: RunFolder) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """As `copies_evidence`, of the labelled scans to which round 0 carried the label of the others."""
+def labelled_evidence(
+    store: FeatureStore, cohort: Cohort, run: RunFolder, small: Sequence[int] = ()
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """As `copies_evidence`, of the labelled scans to which round 0 carried the label of the others; not for ``small``
+    classes (channels)."""
     records, true, agreement = run.round(0).work("first"), [], []
     for case, probabilities in left_out(cohort, records, run.round(0).work("fused")):
         found = store.frame(FirstPass.load(records, case.name, "frame").frame).load(case.name)
         truth = hard(reference(case, found, cohort).label)
         true.append(soft_dices(hard(probabilities), truth).numpy())
         agreement.append(soft_dices(hard(probabilities), probabilities, "product").numpy())
+        true[-1][np.array(small, int) - 1] = np.nan  # on tokens, they cannot be compared
     return true, agreement

@@ -8,6 +8,7 @@ import torch
 from semisam_o1.files import write_text
 from semisam_o1.job.selection import best_round, change, doubts, expected_gain, labels_round, mean_predicted_dice
 from semisam_o1.round_0.quality import Quality
+from semisam_o1.round_0.quality_estimate import copies_compared
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import Case
 from tests.jobs import cohort_of
@@ -100,6 +101,18 @@ def test_what_the_network_differs_more_on_copies_than_on_scans_is_no_loss(tmp_pa
     copy(run, 2, [0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0])  # of round 0: 0.5; of the network: 1; they agree by 0.5
     found = expected_gain(run, 2, cohort)
     assert found == pytest.approx((2 / 3 + 1) / 2 - 0.75 + 0.5 - (2 / 3 + 0.5) / 2)
+
+
+def test_a_small_class_that_the_network_never_gives_is_a_loss(tmp_path):
+    """Class 2 has no voxel of the copy; round 0 gives it a Dice of 0.4 in finer ones."""
+    run, truth = RunFolder(tmp_path), torch.tensor([1, 1, 0], dtype=torch.int16).reshape(-1, 1, 1)
+    probabilities = torch.eye(3)[truth.flatten().long()].T.reshape(3, -1, 1, 1)
+    small = {"truth": truth, "small_dice": np.array([np.nan, 0.4])}
+    run.round(0).work("copies").save("copy_1", {"probabilities": probabilities}, small)
+    label(run.round(1).copy("copy_1"), 1, 1, 0)
+    assert copies_compared(run, 1) == [pytest.approx((0.5, 0.7, 0.5))]
+    label(run.round(1).copy("copy_1"), 1, 1, 2)  # given somewhere: copies cannot tell how well
+    assert copies_compared(run, 1) == [(1, 1, 1)]
 
 
 @pytest.mark.parametrize(("gain", "handed_out"), [(None, 2), (0.1, 2), (-0.009, 2), (-0.011, 0)])

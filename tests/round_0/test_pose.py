@@ -211,6 +211,39 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     assert "a mirrored copy" in caplog.text and "50%" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("turned", "taken"),
+    [
+        ([], 0),
+        ([(0.42, 0.1, 0.1)], 0),  # comes back hardly better
+        ([(0.9, 0.12, 0.1)], 0),  # fits much worse
+        ([(0.5, 0.11, 0.19)], 1),
+        ([(0.74, 0.1, 0.131), (0.76, 0.1, 0.118)], 2),  # both come back: the template fits the second better
+        ([(0.76, 0.1, 0.128), (0.64, 0.1, 0.121)], 2),
+        ([(0.54, 0.1, 0.191), (0.22, 0.1, 0.178)], 1),  # the second does not come back
+    ],
+)
+def test_of_poses_from_which_the_label_comes_back_the_template_fits_one_best(turned, taken):
+    """Each pose: reverse consistency, distance of the scan to the template, distance of the template to the scan."""
+
+    def pose(worth, distance, back_distance):
+        found = Propagated(None, residual=distance)
+        return first_pass.Carried(None, found, "", TemplatesWayBack(None, WayBack(None, back_distance)), worth)
+
+    poses = [pose(0.4, 0.1, 0.2), *(pose(*one) for one in turned)]
+    assert first_pass.best_pose(poses[0], poses[1:]) is poses[taken]
+
+
+def test_a_right_angle_takes_no_place_of_another_turn(monkeypatch):
+    """Three poses, each 25 degrees from a right-angled one, give six turns to try."""
+    ways = ([115, 0, 0], [0, 115, 0], [0, 0, 155])
+    turned = [Rotation.from_rotvec(way, degrees=True).as_matrix() for way in ways]
+    found = [pose.Pose(UPRIGHT, 1.0), *(pose.Pose(turn, 0.5) for turn in turned)]
+    monkeypatch.setattr(pose, "poses", lambda *_, mirrored=False: found)
+    turns = search(None, None).turns
+    assert [round(angle(turn, UPRIGHT)) for turn in turns] == [90, 115, 90, 115, 180, 155]
+
+
 @pytest.mark.slow
 def test_a_turned_scan_gets_a_label(tmp_path):
     made = {"t": scan(), "tilted": scan(TILTED, 2, shape=(40, 40, 40))}

@@ -265,7 +265,7 @@ def test_the_way_back_is_its_own(carried):
 
 def test_the_run_says_how_many_labels_nobody_can_tell(tmp_path, monkeypatch, caplog):
     found = {"near": distances(0.1, 0.2), "other": distances(0.1, 0.2), "far": distances(0.1, 0.5)}
-    estimate = SimpleNamespace(evidence=lambda case, label: found[case.name])
+    estimate = SimpleNamespace(evidence=lambda case, label: found[case.name], small=[])
     monkeypatch.setattr(engines, "QualityEstimate", lambda *_: estimate)
     cases = [Case(name, tmp_path, None, "pool") for name in found]
     with caplog.at_level("INFO", "semisam_o1"):

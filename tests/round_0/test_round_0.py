@@ -23,11 +23,20 @@ from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of
 
 SIDES = (12, 11, 10)
+CUBE = np.zeros(SIDES, np.uint8)
+CUBE[4:8, 4:8, 3:7] = 1
+
+
+def with_label(case, label):
+    """The case with a file of the label (H, W, D)."""
+    path = case.image.with_name(f"{case.name}_label.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(label.astype(np.uint8), np.eye(4)), path)
+    return replace(case, label=path)
 
 
 @pytest.fixture
 def cohort(tmp_path):
-    """Template t and scans a, b, c, all with the same features; a's first label is unsure, those of b and c a cube."""
+    """Template t and scans a, b, c, all with the same features; a's first label is unsure, the others are a cube."""
     store = FeatureStore(tmp_path / "features", Encoder(nn.Identity(), "plain"), 1.0, "float32")
     tokens = torch.randn(CHANNELS, *SIDES, generator=torch.Generator().manual_seed(0))
     grid, drafts, cases = Grid(np.eye(4), SIDES), RunFolder(tmp_path).round(0).work("first"), []
@@ -46,7 +55,7 @@ def cohort(tmp_path):
             FirstPass(shares, "world", "t", 0.1, 0.1, centred_points(SIDES, 1.0), {"t": place}).save(drafts, name)
 
     more = {"store": store, "folder": tmp_path, "first_pass": first_pass}
-    return cohort_of(cases[:1], cases[1:], **more)
+    return cohort_of([with_label(cases[0], CUBE)], cases[1:], **more)
 
 
 def label_fusion(cohort):
@@ -62,10 +71,8 @@ def test_two_atlases_outvote_a_scan_that_is_not_sure(cohort):
     engine = label_fusion(cohort)
     engine.run(cohort.pool, epoch_length=3)
     assert engine.state.failed == {}
-    cube = np.zeros(SIDES)
-    cube[4:8, 4:8, 3:7] = 1
     for name in "abc":
-        np.testing.assert_array_equal(label(cohort, name), cube)
+        np.testing.assert_array_equal(label(cohort, name), CUBE)
 
 
 def test_the_second_pass_sees_what_the_first_wrote_after_it_was_built(cohort):
@@ -102,20 +109,13 @@ def test_a_template_that_fills_no_token_is_refused(tmp_path):
         first_pass_engine(store, cohort, copy, tmp_path)
 
 
-def labelled(cohort, cube):
-    """The cohort's template with the label ``cube``."""
-    nibabel.save(nibabel.Nifti1Image(cube.astype(np.uint8), np.eye(4)), cohort.folder / "label.nii.gz")
-    template = replace(cohort.templates[0], label=cohort.folder / "label.nii.gz")
-    return replace(cohort, templates=(template,))
-
-
 @pytest.mark.parametrize(("guard", "worse"), [(True, True), (True, False), (False, True)])
 def test_a_vote_that_makes_labels_less_consistent_is_dropped_for_all(cohort, guard, worse):
     """Labels as if the vote had cut half of a cube, or had mended one that lacked that half."""
     store, folder = cohort.store, cohort.folder
     whole, half = (np.zeros(SIDES) for _ in range(2))
     whole[4:8, 4:8, 3:7], half[4:6, 4:8, 3:7] = 1, 1
-    cohort = labelled(cohort, whole)
+    cohort = replace(cohort, templates=(with_label(cohort.templates[0], whole),))
     for case in cohort.templates:
         store.save(case, store.load("a").tokens, np.eye(4), Grid(np.eye(4), SIDES))
 
