@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.transforms.utils import generate_spatial_bounding_box
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.grids import Grid, beyond, cropped, slabs, to_grid
@@ -23,6 +24,7 @@ from semisam_o1.round_0.templates import Template, reference
 from semisam_o1.types import Affine, Probabilities
 
 SMALL = 0.95  # Dice of a class, taken to tokens and back, with itself, below which it is small
+ENOUGH = 2_000_000  # voxels of a template in which its classes are compared with tokens; of more, a part is drawn
 FINER = 4  # parts of a token along each side, at most, in which labels of small classes are compared
 AddDetail = Callable[[Probabilities, Grid], Probabilities]
 
@@ -38,10 +40,19 @@ class SmallClass(NamedTuple):
 def kept_on_tokens(label: torch.Tensor, grid: Grid, shares: Probabilities, affine: Affine) -> np.ndarray:
     """The Dice of each class's share on tokens, resampled to the label's grid, with the class itself: (num_classes,).
 
+    Every n-th voxel along each axis is compared, in the box of the foreground and two tokens around it.
+
     Args:
         label: (H, W, D) channels on ``grid``. shares: (num_classes, H', W', D') on tokens with ``affine``.
     """
-    parts = slabs(grid, len(shares))
+    margin = np.ceil(2 * np.linalg.norm(np.asarray(affine)[:3, 0]) / grid.spacing).astype(int)
+    ends = generate_spatial_bounding_box(label[None] > 0, margin=margin.tolist(), allow_smaller=True)
+    box = [slice(*pair) for pair in zip(*ends)]
+    every = int(np.ceil((np.prod([part.stop - part.start for part in box]) / ENOUGH) ** (1 / 3)))
+    label, grid = label[tuple(box)][::every, ::every, ::every], cropped(grid, box)
+    coarse = np.array(grid.affine, float)
+    coarse[:3, :3] *= every
+    parts = slabs(Grid(coarse, tuple(label.shape)), len(shares))
     return _dices(((to_grid(shares, affine, part).argmax(0), label[rows]) for rows, part in parts), len(shares))
 
 
@@ -59,10 +70,10 @@ def find_small(label: torch.Tensor, grid: Grid, shares: Probabilities, affine: A
     """The foreground classes of which tokens keep too little, see `SMALL`; for the arguments see `kept_on_tokens`."""
     found = []
     for channel in (np.flatnonzero(kept_on_tokens(label, grid, shares, affine)[1:] < SMALL) + 1).tolist():
-        places = (label == channel).nonzero()
-        if len(places):
-            box = [slice(int(a), int(b) + 1) for a, b in zip(places.amin(0), places.amax(0))]
-            found.append(SmallClass(channel, (label[tuple(box)] == channel).float()[None], cropped(grid, box).affine))
+        mask = label == channel
+        if mask.any():
+            box = [slice(*pair) for pair in zip(*generate_spatial_bounding_box(mask[None]))]
+            found.append(SmallClass(channel, mask[tuple(box)].float()[None], cropped(grid, box).affine))
     return found
 
 
