@@ -13,8 +13,9 @@ import numpy as np
 from monai.bundle.scripts import run as run_bundle
 
 import semisam_o1
-from semisam_o1.cli import config_files, main, overrides, parser, workflow
+from semisam_o1.cli import main, parser
 from semisam_o1.data import Cohort, ScanReader
+from semisam_o1.workflows import config_files, overrides, workflow
 
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds

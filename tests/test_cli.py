@@ -2,7 +2,8 @@
 
 import pytest
 
-from semisam_o1.cli import PUBLISHED_NAMES, main, parser
+from semisam_o1.cli import main, parser
+from semisam_o1.workflows import PUBLISHED_NAMES
 
 
 @pytest.mark.parametrize(

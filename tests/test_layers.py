@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 # From top to bottom. A name is a module or a folder of the package; `__init__` is the package itself.
 LAYERS = (
     {"cli", "__main__"},
+    {"commands"},
+    {"workflows"},
     {"clinic"},
     {"job"},
     {"refinement", "review"},

@@ -79,6 +79,6 @@ def test_a_signal_during_an_import_stops_the_command(monkeypatch, capsys, tmp_pa
             except pydoc.ErrorDuringImport as error:
                 raise RuntimeError("Failed to evaluate") from error
 
-    monkeypatch.setattr(cli, "_validate", build, raising=True)
+    monkeypatch.setattr(cli.commands, "validate", build)
     assert cli.main(["validate", str(tmp_path)]) == 143
     assert "stopped" in capsys.readouterr().err

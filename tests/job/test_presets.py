@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from semisam_o1.cli import config_files, main, parser
+from semisam_o1.cli import main, parser
 from semisam_o1.job.evaluate import evaluate_run
+from semisam_o1.workflows import config_files
 from tests.jobs import CONFIGS, SMALL, assert_same_labels, bundle, small
 
 

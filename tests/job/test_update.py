@@ -8,13 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from semisam_o1.cli import config_files, main, overrides, parser, workflow
+from semisam_o1.cli import main, parser
 from semisam_o1.job import Job
 from semisam_o1.job.review import review
 from semisam_o1.report.metrics import read_csv
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.round_0.passes import Fused
 from semisam_o1.runfolder import RunFolder
+from semisam_o1.workflows import config_files, overrides, workflow
 from tests.jobs import assert_same_labels, labels, small
 
 
