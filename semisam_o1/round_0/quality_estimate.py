@@ -106,7 +106,8 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
 def copies_compared(run: RunFolder, round: int) -> list[tuple[float, float, float]]:
     """Of each copy that the network of ``round`` labelled: mean Dice of its label and of round 0's, and of both.
 
-    A small class, which copies have no voxels for, counts if the network gives it to no voxel: then it is lost.
+    A small class, which copies have no voxels for, counts if the network gives it to no voxel: then it is lost. A copy
+    in which no class counts is left out.
     """
     found = []
     for label, probabilities, truth, small in _labelled_copies(run, round):
@@ -114,8 +115,9 @@ def copies_compared(run: RunFolder, round: int) -> list[tuple[float, float, floa
         dices = [soft_dices(*pair).numpy() for pair in ((label, truth), (first, truth), (label, first))]
         for known, of_small in zip(dices, (np.zeros_like(small), small, np.zeros_like(small))):
             known[:] = np.where(np.isnan(small), known, np.where(lost, of_small, np.nan))
-        of_network, of_round_0, both = (float(np.nanmean(known)) for known in dices)
-        found.append((of_network, of_round_0, both))
+        if not any(np.isnan(known).all() for known in dices):
+            of_network, of_round_0, both = (float(np.nanmean(known)) for known in dices)
+            found.append((of_network, of_round_0, both))
     return found
 
 
@@ -136,11 +138,9 @@ def _labelled_copies(
                 continue
             predicted = np.asarray(nibabel.Nifti1Image.from_filename(path).dataobj).astype(np.int64)
             label = one_hot(torch.from_numpy(predicted), len(label))
-        small = (
-            made.load(name, ["small_dice"])[0].numpy()
-            if made.has(name, "small_dice")
-            else np.full(len(label) - 1, np.nan)
-        )
+        small = np.full(len(label) - 1, np.nan)
+        if made.has(name, "small_dice"):
+            small = made.load(name, ["small_dice"])[0].numpy()
         yield label, probabilities.float(), one_hot(truth, len(label)), small
 
 

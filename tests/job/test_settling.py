@@ -113,6 +113,9 @@ def test_a_small_class_that_the_network_never_gives_is_a_loss(tmp_path):
     assert copies_compared(run, 1) == [pytest.approx((0.5, 0.7, 0.5))]
     label(run.round(1).copy("copy_1"), 1, 1, 2)  # given somewhere: copies cannot tell how well
     assert copies_compared(run, 1) == [(1, 1, 1)]
+    small["small_dice"] = np.array([0.8, 0.4])
+    run.round(0).work("copies").save("copy_1", {"probabilities": probabilities}, small)
+    assert copies_compared(run, 1) == []  # no class can be compared
 
 
 @pytest.mark.parametrize(("gain", "handed_out"), [(None, 2), (0.1, 2), (-0.009, 2), (-0.011, 0)])
