@@ -172,8 +172,9 @@ def calibrate(
         usual = np.full(classes, (1 - COPIES_WEIGHT) * ENOUGH / (ENOUGH + of_people))
         usual[np.array(small, int) - 1] = 0
         factor = np.where(np.isnan(found), factor, (1 - usual) * found + usual * factor)
-        if len(true_dice) > 2:
-            scatter = np.nanmean(logs - found, axis=1)
+        known = ~np.isnan(logs).all(axis=1)  # a labelled scan whose classes are all small tells nothing
+        if known.sum() > 2:
+            scatter = np.nanmean((logs - found)[known], axis=1)
             spread = max(USUAL_SPREAD, float(np.median(np.abs(scatter)) * 1.48))
     back = _medians(np.stack([one.reverse_consistency for one in pool]))
     distance, residual = (

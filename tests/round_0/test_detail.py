@@ -14,7 +14,7 @@ from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.features import FeatureStore
 from semisam_o1.round_0.alignment import AffineMap, centred_points, coarse
-from semisam_o1.round_0.calibration import calibrate
+from semisam_o1.round_0.calibration import USUAL_SPREAD, calibrate
 from semisam_o1.round_0.detail import Details, Placed, dices_of_small, kept_on_tokens
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
 from semisam_o1.round_0.passes import Alignment, FirstPass
@@ -171,6 +171,16 @@ def test_the_factor_of_a_small_class_is_that_of_the_copies():
     made = [np.array([0.9])] * 3, [np.array([0.3])] * 3
     dice = [calibrate(pool, *made, small=channels).predict(pool[0]).predicted_dice for channels in ([], [1])]
     assert dice[1] == pytest.approx(0.9) and dice[0] < 0.8
+
+
+@pytest.mark.filterwarnings("error")
+def test_labelled_scans_whose_classes_are_all_small_do_not_change_the_calibration():
+    pool = [Evidence(np.array([0.3]), np.array([0.9]), 0.1, 0.1, 0.0, 1.0)]
+    true, agreement = [np.array([dice]) for dice in (0.9, 0.2, 0.7)], [np.array([0.3])] * 3
+    alone = calibrate(pool, true, agreement, small=[1])
+    unknown = [np.array([np.nan])] * 2
+    found = calibrate(pool, [*true, *unknown], [*agreement, *unknown], len(unknown), small=[1])
+    assert found.spread == alone.spread > USUAL_SPREAD and found.factor == alone.factor
 
 
 @pytest.mark.slow
