@@ -3,10 +3,10 @@
     python -m benchmarks corrections [DIR] [--pool N] [--templates N] [--points N ...] [--table FILE] [--work FOLDER]
 
 Without DIR: synthetic data. The truth stands for the person. A third of the pool is drawn by a fixed seed and never
-touched; it judges all strategies at all points. At point 1 the template alone is labelled, at point 5 four more scans.
-The features, the first pass and the predicted Dice of round 0 with one template are made once for each template;
-the labels of the judging scans are fused anew at each point, as a run does. What a run learns of how people outline
-(`round_0.outlines`) is left out. With ``--table`` and ``--work`` the same command goes on after a kill.
+touched; it and the test list judge all strategies at all points. At point 1 the template alone is labelled, at point 5
+four more scans. The features, the first pass and the predicted Dice of round 0 with one template are made once for each
+template; the labels of the judging scans are fused anew at each point, as a run does. What a run learns of how people
+outline (`round_0.outlines`) is left out. With ``--table`` and ``--work`` the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from semisam_o1.runfolder import RunFolder, volume
 from semisam_o1.tables import TEXT
 from semisam_o1.types import Case
 
-COLUMNS = dict.fromkeys(("set", "template", "strategy", "labelled", "case"), TEXT) | {"dice": ".4f"}
+KEYS = ("set", "template", "strategy", "labelled", "judges", "case")
+COLUMNS = dict.fromkeys(KEYS, TEXT) | {"dice": ".4f"}
 RANDOM = "random"
-THIRD = 3  # one scan in so many is never touched
+THIRD = 3  # one scan of the pool in so many is never touched
 SEED = 3
+BY_QUALITY = {"worst predicted", "expected win"}  # the strategies that ask for the predicted Dice
 
 
 def options(parser) -> None:
@@ -60,7 +62,9 @@ class Pool:
         self.records = run.round(0).work("first")
         names = [case.name for case in cohort.pool if self.records.has(case.name, "alignments")]
         order = np.random.RandomState(SEED).permutation(len(names))
-        self.judges = [names[i] for i in sorted(order[: len(names) // THIRD])]
+        drawn_names = [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
+        tests = [case.name for case in cohort.test if self.records.has(case.name, "alignments")]
+        self.judges = dict.fromkeys(drawn_names, "pool") | dict.fromkeys(tests, "test")  # scan -> its list
         self.free = [name for name in names if name not in self.judges]
 
     def touched(self, names: Sequence[str]) -> Cohort:
@@ -97,15 +101,17 @@ class Pool:
         return next(ranked[i] for i in order if ranked[i] in self.free)
 
 
-def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int) -> Pool:
-    """Round 0 of a pool with one template, in ``folder``."""
-    others = tuple(case for case in cohort.cases if case.split in ("pool", "template") and case.name != template.name)
+def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int, predict: bool) -> Pool:
+    """Round 0 of a pool with one template, in ``folder``; with the predicted Dice if ``predict``."""
+    others = [case for case in (*cohort.templates, *cohort.pool) if case.name != template.name]
     pool = tuple(replace(case, split="pool") for case in others if case.label)
-    cohort = replace(cohort, templates=(replace(template, split="template"),), pool=pool)
+    test = tuple(case for case in cohort.test if case.label)
+    cohort = replace(cohort, templates=(replace(template, split="template"),), pool=pool, val=(), test=test)
     store, run = empty_store(folder / "features", cohort, voxels), RunFolder(folder / "run")
-    fill(store, cohort, [*cohort.templates, *pool], store.spacing)
+    fill(store, cohort, cohort.cases, store.spacing)
     if not run.round(0).quality.path.is_file():
-        propagated(store, cohort, [(pool, pool)], run.path)
+        propagated(store, cohort, [(pool, pool), (test, pool)], run.path)
+    if predict and not run.round(0).quality.path.is_file():
         quality_engine(store, cohort, run.path, 0).run(pool, epoch_length=len(pool))
     return Pool(cohort, store, run, folder / "truth")
 
@@ -115,14 +121,15 @@ def run(options) -> None:
     with work_folder(options) as folder:
         root = Path(options.dataset_dir or write_demo_data(folder / "data", cases=12))
         cohort = open_cohort(root, check=False)
-        table = Rows(options.table, COLUMNS, list(COLUMNS)[:5])
+        table = Rows(options.table, COLUMNS, KEYS)
         everyone = [*cohort.templates, *cohort.pool]
         templates = everyone[: options.templates]
         chosen = drawn([case for case in cohort.pool if case.label], options.pool)
         cohort = replace(cohort, pool=tuple({case.name: case for case in (*chosen, *templates[1:])}.values()))
-        print(f"{'template':20}{'strategy':18}{'labelled':>8}{'mean':>8}{'worst':>8}  touched last")
+        print(f"{'template':20}{'strategy':18}{'labelled':>8}{'pool':>8}{'worst':>8}{'test':>8}  touched last")
         for template in templates:
-            pool = prepared(cohort, template, folder / template.name, options.voxels)
+            predict = bool(BY_QUALITY & {*options.strategies})
+            pool = prepared(cohort, template, folder / template.name, options.voxels, predict)
             chains = [(name, 0) for name in options.strategies if name != RANDOM]
             chains += [(RANDOM, draw) for draw in range(options.draws) if RANDOM in options.strategies]
             for strategy, draw in chains:
@@ -141,10 +148,11 @@ def follow(
             names.append(pool.following(names, strategy, draw))
         if labelled not in points:
             continue
-        keys = {judge: (root, template, name, str(labelled), judge) for judge in pool.judges}
+        keys = {judge: (root, template, name, str(labelled), of, judge) for judge, of in pool.judges.items()}
         if any(key not in table.read() for key in keys.values()):
             dice = pool.dice(names)
             table.add([dict(zip(COLUMNS, (*key, dice[judge]))) for judge, key in keys.items()])
-        found = [table.held[key]["dice"] for key in keys.values()]
-        last = names[-1] if names else ""
-        print(f"{template[:19]:20}{name:18}{labelled:8}{np.mean(found):8.3f}{min(found):8.3f}  {last}", flush=True)
+        dice = {of: [table.held[key]["dice"] for key in keys.values() if key[4] == of] for of in ("pool", "test")}
+        means = [np.mean(values) if values else np.nan for values in dice.values()]
+        line = f"{means[0]:8.3f}{min(dice['pool']):8.3f}{means[1]:8.3f}  {names[-1] if names else ''}"
+        print(f"{template[:19]:20}{name:18}{labelled:8}{line}", flush=True)
