@@ -15,6 +15,7 @@ from monai.handlers import CheckpointLoader
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
+from semisam_o1 import processes
 from semisam_o1.data.export import write_label, write_share, write_weights
 from semisam_o1.data.grids import Grid, slabs, to_grid
 from semisam_o1.data.reader import ScanReader
@@ -192,6 +193,8 @@ def attached(handler):
 class PublishedValidation:
     """Handler of a trainer: validates every ``interval`` iterations and keeps the best weights, as published.
 
+    Of several processes, the first does this, and the others wait.
+
     Weights are kept if their metric exceeds the best so far, which starts at 0; of equal ones the first is kept. They
     are written to ``round{r}_iter{i}_dice{metric}.pth`` and ``round{r}_best.pth``. If none are kept, the round uses
     its last weights.
@@ -207,7 +210,8 @@ class PublishedValidation:
         self.best, self.kept_iteration = 0.0, 0
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+        if processes.number() == 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:
         self.validator.run()
@@ -238,7 +242,8 @@ class CopySaver:
         self.folder = RunFolder(output_dir).round(round).path
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+        if processes.number() == 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:
         path = self.folder / f"round{self.round}_iter{engine.state.iteration}.pth"
@@ -258,7 +263,8 @@ class WeightsSaver:
         self.best = folder.path / best if best else None
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self)
+        if processes.number() == 0:
+            engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         chosen = self.best is not None and self.best.exists()

@@ -126,6 +126,7 @@ def test_commands_and_options_are_there(page):
     of_others |= {"--app", "--studies", "--host", "--conf"}  # of MONAI Label's server
     of_others |= {"--tracking", "--tracking_uri", "--experiment_name", "--run_name", "--backend-store-uri"}
     of_others |= {"--filepath", "--ckpt_file", "--meta_file", "--converter_kwargs"}  # of MONAI's exports
+    of_others |= {"--standalone", "--nproc_per_node"}  # of torchrun
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"semisam-o1 ([a-z][a-z-]+)", text):
         assert name in known, f"semisam-o1 has no command {name}"

@@ -27,7 +27,7 @@ LAYERS = (
     {"handlers", "features", "methods"},
     {"encoders", "networks"},
     {"data"},
-    {"runfolder", "runtime", "uncertainty", "options", "reviewed"},
+    {"runfolder", "runtime", "processes", "uncertainty", "options", "reviewed"},
     {"tables", "neighbours", "weights"},
     {"ledger", "lock"},
     {"files", "literals", "kinds", "signals"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import shutil
 import tempfile
 import traceback
@@ -15,12 +14,14 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+from semisam_o1 import processes
 from semisam_o1.clinic.studies import DataSet, opened, studies_of
 from semisam_o1.errors import plainly
 from semisam_o1.files import partial_path, read_json
 from semisam_o1.job.claim import recover
 from semisam_o1.job.job import Job
 from semisam_o1.job.resume import StaleError
+from semisam_o1.job.together import Helper
 from semisam_o1.literals import as_config
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.corrections import Corrections
@@ -31,30 +32,25 @@ SHOWN = "displayable_configs"  # settings that MONAI Label shows, and sends alon
 SERVED = ("configs/metadata.json", "configs/inference.json", "models/model.pt")  # what MONAI Label reads to label
 
 
-def run(config: dict, first_alone: bool = False) -> None:
+def run(config: dict) -> None:
     """Train as the raw ``config`` says.
 
     MONAI Label puts the scans with final labels, as dictionaries, in place of ``train#dataset#data`` and
     ``validate#dataset#data``. The job is then run on all scans of their studies folder, and the bundle's model is
-    replaced. Otherwise one round is trained, after round 0 if that is missing.
-
-    Args:
-        first_alone: of several processes of torchrun, the first does the work, on its one device. MONAI Label starts
-            one a GPU where there are several.
+    replaced. Otherwise one round is trained, after round 0 if that is missing. Of several processes of torchrun, the
+    others help the first to train.
 
     Raises:
         SystemExit: in MONAI Label, with one line: its page shows the last lines of what a training said.
     """
-    if first_alone and int(os.environ.get("RANK", "0")) > 0:
-        return
+    if processes.number():
+        return Helper().run()
     parts = [config.get(part, {}).get("dataset", {}).get("data") for part in ("train", "validate")]
     if not isinstance(parts[0], list):
         job = Job(config)
         job.prepare_round()
-        trainer = job.config.build("train#trainer")
-        job.tracking.follow(trainer, job.config.setting("round"), resumed=False)
-        trainer.run()
-        return
+        job.alone("training", job.config.setting("round"))
+        return None
     try:
         train(config, [item for part in parts if isinstance(part, list) for item in part])
     except Exception as error:
@@ -63,6 +59,7 @@ def run(config: dict, first_alone: bool = False) -> None:
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
         raise SystemExit(" ".join(text.split())) from error
+    return None
 
 
 def name_the_run() -> None:
@@ -90,7 +87,8 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
     raw = read_json(root / "configs" / "train.json")
     shown = {name: value for name, value in config.get(SHOWN, {}).items() if name in raw}
     raw |= {name: as_config(number(value)) for name, value in shown.items()}
-    raw |= {"bundle_root": as_config(str(root)), "device": as_config(str(config["device"]))}
+    device = processes.device() if processes.count() > 1 else str(config["device"])
+    raw |= {"bundle_root": as_config(str(root)), "device": as_config(device)}
     raw |= {"output_dir": as_config(str(root / "run"))}
     raw, job, refused = on_studies(raw, studies_of(items), root / "studies")
     try:

@@ -1,7 +1,7 @@
 """The whole job: stages, resuming, record and results."""
 
 from semisam_o1.job.config import Config, config_in_use
-from semisam_o1.job.job import Job
+from semisam_o1.job.job import Job, job_or_helper
 from semisam_o1.job.training_data import (
     epoch_length,
     image_items,
@@ -17,6 +17,7 @@ __all__ = [
     "config_in_use",
     "epoch_length",
     "image_items",
+    "job_or_helper",
     "labelled_items",
     "missing_items",
     "round_length",

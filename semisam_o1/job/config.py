@@ -24,7 +24,8 @@ from semisam_o1.types import DatasetError
 # Ids that MONAI's tracking adds.
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
 # Ids that are not settings.
-ACTIONS = ("imports", "initialize", "job", "stage", "run", "training", "propagate", "displayable_configs", *TRACKING)
+STARTED = ("imports", "initialize", "finalize", "job", "stage", "run", "training", "propagate")
+ACTIONS = (*STARTED, "displayable_configs", *TRACKING)
 SEPARATOR = "#"  # between the parts of an id in configs and on the command line; MONAI's own is ID_SEP_KEY
 OF_MONAI = ("_meta_",)  # ids that MONAI adds: a bundle's metadata
 PLAIN = (int, float, str, bool, type(None))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from monai.utils import set_determinism
 
+from semisam_o1 import processes
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.findings import left_out, table, warnings, write_problems
 from semisam_o1.files import remove
@@ -19,6 +20,7 @@ from semisam_o1.job.resume import Journal, round_of
 from semisam_o1.job.settings import lost_classes, try_out
 from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_named
 from semisam_o1.job.stopwatch import Stopwatch
+from semisam_o1.job.together import Helper
 from semisam_o1.job.tracking import Tracking, untracked
 from semisam_o1.job.update import learn, take_in
 from semisam_o1.lock import lock_folder
@@ -318,3 +320,8 @@ class Job:
         numbers = range(1, last + 1)
         means = selection.mean_predicted_dice([self.run_folder.round(n) for n in numbers])
         return selection.best_round(dict(zip(numbers, means)), self.config.setting("quality_tolerance"))
+
+
+def job_or_helper(config: dict) -> Job | Helper:
+    """The job of ``config`` in the first process of torchrun; in the others, what helps it to train."""
+    return Helper() if processes.number() else Job(config)

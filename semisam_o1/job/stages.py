@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from semisam_o1 import processes
 from semisam_o1.data.reader import ScanError
 from semisam_o1.errors import chain, of_the_machine, plainly
+from semisam_o1.job import together
 from semisam_o1.round_0.alignment import is_turned, turn_between
 from semisam_o1.round_0.copy_maker import plans
 from semisam_o1.round_0.passes import FirstPass
@@ -218,17 +220,23 @@ def _set_aside(job: Job, what: str, error: Exception, case: Case | None) -> bool
 
 
 def train(job: Job, round: int, cases: Cases = None) -> None:
-    """Train a round; continues an interrupted training. A pool scan on which it fails is set aside."""
+    """Train a round; continues an interrupted training. A pool scan on which it fails is set aside.
+
+    Several processes cannot set a scan aside once they train.
+    """
     while True:
+        trains = False
         try:
-            parts = job.config.build("train", round)
+            parts = together.parts_of(job.config, job.cohort, round)
+            trains = True
             if done := parts["state"].resume(parts["trainer"]):
                 log.info("training continues from iteration %d", done)
             job.tracking.follow(parts["trainer"], round, resumed=done > 0)
-            parts["trainer"].run()
+            together.run(parts)
             return
         except Exception as error:
-            if not _set_aside(job, "training", error, _named_by(error, job.cohort.pool)):
+            alone = processes.count() == 1 or not trains
+            if not alone or not _set_aside(job, "training", error, _named_by(error, job.cohort.pool)):
                 raise
             job.run_folder.round(round).training_state.unlink(missing_ok=True)  # of a training with that scan
 

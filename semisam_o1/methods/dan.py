@@ -9,6 +9,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import nn
 
+from semisam_o1 import processes
 from semisam_o1.methods.average import WeightAverage
 from semisam_o1.methods.two_stream import TwoStreamLoss
 
@@ -84,6 +85,7 @@ class AdversarialNetwork(WeightAverage):
         device = next(network.parameters()).device
         self.network, self.loss = network, loss
         self.discriminator = Discriminator(num_classes, pool=pool).to(device)
+        self.trained = processes.shared(self.discriminator)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.9, 0.99))
 
     @property
@@ -107,5 +109,5 @@ class AdversarialNetwork(WeightAverage):
         self.network.train()
         self.discriminator.train().requires_grad_(True)
         self.optimizer.zero_grad()
-        F.cross_entropy(self.discriminator(probabilities, image), target).backward()
+        F.cross_entropy(self.trained(probabilities, image), target).backward()
         self.optimizer.step()

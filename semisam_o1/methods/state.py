@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Compose, Randomizable
 
+from semisam_o1 import processes
 from semisam_o1.files import write_torch
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.weights import read_checkpoint
@@ -35,7 +36,8 @@ class TrainingState:
 
     The file contains weights and optimisers under ``objects``, the iteration, the random states of Python, numpy, torch
     and every transform, and the sampler's position. It is deleted after training. This must be the last handler of the
-    trainer, so that it saves a complete state. Before the trainer runs, `resume` sets its first iteration.
+    trainer, so that it saves a complete state. Before the trainer runs, `resume` sets its first iteration. Of several
+    processes, the first saves its state; a continuation has other batches in the others.
 
     Args:
         output_dir, round: the run's folder and the round.
@@ -64,6 +66,8 @@ class TrainingState:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self.first_batch)
+        if processes.number():
+            return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         engine.add_event_handler(Events.COMPLETED, lambda engine: self.path.unlink(missing_ok=True))
