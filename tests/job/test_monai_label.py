@@ -268,7 +268,7 @@ def test_on_several_gpus_every_process_trains(studies):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained on 1 labelled and 3 other scans") == 1
-    assert done.stdout.count("iteration 4 of 4: supervised") == 1  # half of 8 iterations, told by the first process alone
+    assert done.stdout.count("iteration 4 of 4: supervised") == 1  # half of 8, told by the first process alone
     assert (studies.bundle / "models" / "model.pt").is_file()
 
 
