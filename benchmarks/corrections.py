@@ -54,6 +54,18 @@ def options(parser) -> None:
     parser.add_argument("--work", metavar="FOLDER", help="keep features and first pass, so that a killed run goes on")
 
 
+class Remembering(LabelFusion):
+    """Label fusion that carries an atlas to a scan once; ``known`` holds what was carried to the scan at hand."""
+
+    known: dict[tuple[str, bool], tuple]
+
+    def carried(self, name, scan, tokens):
+        key = name, name in self.labelled
+        if key not in self.known:
+            self.known[key] = super().carried(name, scan, tokens)
+        return self.known[key]
+
+
 class Pool:
     """A pool with one template, after round 0: who is never touched, and labels for any set of touched scans."""
 
@@ -64,6 +76,7 @@ class Pool:
         order = np.random.RandomState(SEED).permutation(len(names))
         drawn_names = [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
         tests = [case.name for case in cohort.test if self.records.has(case.name, "alignments")]
+        self.carried: dict[str, dict] = {}  # judge -> what was carried to it
         self.judges = dict.fromkeys(drawn_names, "pool") | dict.fromkeys(tests, "test")  # scan -> its list
         self.free = [name for name in names if name not in self.judges]
 
@@ -82,9 +95,9 @@ class Pool:
     def dice(self, names: Sequence[str]) -> dict[str, float]:
         """The Dice of each judging scan, with the truth of ``names`` given."""
         cohort, found = self.touched(names), {}
-        fusion = LabelFusion(self.store, self.records, cohort, cohort.pool)
+        fusion = Remembering(self.store, self.records, cohort, cohort.pool)
         for judge in self.judges:
-            scan = fusion.scan(judge)
+            scan, fusion.known = fusion.scan(judge), self.carried.setdefault(judge, {})
             fused = fusion(scan, {judge})
             probabilities = scan.probabilities if fused is None else fused.probabilities
             features = self.store.frame(FirstPass.load(self.records, judge, "frame").frame).load(judge)

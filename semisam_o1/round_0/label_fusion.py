@@ -118,13 +118,16 @@ class LabelFusion:
         basis = self.bases[scan.template]
         tokens, template = basis(scan.tokens), basis(self.templates[scan.template])
         own = scan.probabilities, (sample(template, scan.points, scan.step_mm) - tokens).square().mean(0)
+        given, others = ([self.carried(name, scan, tokens) for name in names] for names in chosen[:2])
+        return Fused(fuse([own, *given], others), chosen.pool, chosen.dissimilarity, chosen.labelled)
 
-        def carried(names: list[str]) -> list[tuple[Probabilities, torch.Tensor]]:
-            atlases = (self._atlas(name, scan.template) for name in names)
-            return [carried_from(one, tokens, scan.to_template, scan.step_mm, self.iterations) for one in atlases]
+    def carried(self, name: str, scan: Scan, tokens: Tokens) -> tuple[Probabilities, torch.Tensor]:
+        """The label of the atlas ``name`` on ``scan``, and how badly each place matches; see `carried_from`.
 
-        fused = fuse([own, *carried(chosen.labelled)], carried(chosen.pool))
-        return Fused(fused, chosen.pool, chosen.dissimilarity, chosen.labelled)
+        tokens: of the scan, in the basis of its template.
+        """
+        atlas = self._atlas(name, scan.template)
+        return carried_from(atlas, tokens, scan.to_template, scan.step_mm, self.iterations)
 
     def _atlas(self, name: str, template: str) -> Atlas:
         first = FirstPass.load(self.records, name, "frame", "probabilities")
