@@ -23,8 +23,8 @@ from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore, TokenInferer
 from semisam_o1.report.overlap import mean_dice
 from semisam_o1.round_0 import propagation
-from semisam_o1.round_0.alignment import is_turned, turn_between
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
+from semisam_o1.round_0.places import is_turned, turn_between
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.tables import read_rows, write_rows
 from semisam_o1.types import Case

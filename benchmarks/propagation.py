@@ -28,7 +28,7 @@ from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.features import FeatureStore
 from semisam_o1.job.stopwatch import Stopwatch
-from semisam_o1.round_0 import alignment, atlases, detail, propagation
+from semisam_o1.round_0 import atlases, detail, displacement, propagation
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
 from semisam_o1.tables import TEXT
 from semisam_o1.types import Case
@@ -48,7 +48,7 @@ class Way(NamedTuple):
     guard: bool = True
     turns: bool = True
     find_no_data: bool = True
-    squeezed_cost: float = alignment.SQUEEZED_COST
+    squeezed_cost: float = displacement.SQUEEZED_COST
     small: float = detail.SMALL
     fusions: Mapping[str, tuple[dict, float]] | None = None
 
@@ -121,7 +121,7 @@ def run(options) -> None:
         print(f"{'method':56}{'mean':>8}{'median':>8}{'worst':>8}{'s/scan':>8}{'MiB':>8}", flush=True)
         ways = PARTS | {name: PLAIN[name] for name in ("prototype", "copy")} if options.ablation else PLAIN
         for name, way in ways.items():
-            squeezed = patch.object(alignment, "SQUEEZED_COST", way.squeezed_cost)
+            squeezed = patch.object(displacement, "SQUEEZED_COST", way.squeezed_cost)
             with squeezed, patch.object(detail, "SMALL", way.small):
                 own_methods(bench, name, way, Path(folder))
         wanted = rivals.RIVALS if options.rivals is None else options.rivals

@@ -24,9 +24,9 @@ from semisam_o1.data.grids import to_grid
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import read_json
-from semisam_o1.round_0.alignment import centred_points, rotation, sample
 from semisam_o1.round_0.calibration import Calibration
 from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.places import centred_points, rotation, sample
 from semisam_o1.round_0.propagation import Reference, label_radius
 from semisam_o1.round_0.quality import WayBack, evidence
 from semisam_o1.round_0.templates import templates_of

@@ -21,7 +21,7 @@ from monai.utils import CommonKeys as Keys
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.grids import choose_spacing, cropped, to_grid
 from semisam_o1.data.transforms import image_chain, label_chain
-from semisam_o1.round_0.alignment import centred_points, sample
+from semisam_o1.round_0.places import centred_points, sample
 from semisam_o1.types import Case
 
 AVAILABLE = all(importlib.util.find_spec(name) for name in ("ants", "convexAdam"))

@@ -11,9 +11,9 @@ from semisam_o1 import processes
 from semisam_o1.data.reader import ScanError
 from semisam_o1.errors import chain, of_the_machine, plainly
 from semisam_o1.job import together
-from semisam_o1.round_0.alignment import is_turned, turn_between
 from semisam_o1.round_0.copy_maker import plans
 from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.places import is_turned, turn_between
 from semisam_o1.round_0.turned_scans import lacks_turned
 from semisam_o1.types import Case, DatasetError
 

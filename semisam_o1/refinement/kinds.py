@@ -13,8 +13,8 @@ from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.grids import Grid, slabs, to_grid
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.refinement.votes import Voters, place_vectors, uncertain, volume_votes, vote_labels, voxel_votes
-from semisam_o1.round_0.alignment import CHANNELS, centred_points, principal
 from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.places import CHANNELS, centred_points, principal
 from semisam_o1.round_0.propagation import Reference, label_radius, reach_of
 from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RunFolder

@@ -15,9 +15,10 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0.alignment import CHANNELS, TRIED, AffineMap, coarse, principal
+from semisam_o1.round_0.alignment import TRIED
 from semisam_o1.round_0.atlases import dissimilarity
 from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal
 from semisam_o1.round_0.templates import anchor
 from semisam_o1.runfolder import RoundFolder, RunFolder
 

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.round_0.alignment import AffineMap, centred_points, deform, distances, sample
+from semisam_o1.round_0.alignment import distances
+from semisam_o1.round_0.displacement import deform
+from semisam_o1.round_0.places import AffineMap, centred_points, sample
 from semisam_o1.round_0.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from semisam_o1.round_0.alignment import AffineMap, centred_points, sample
+from semisam_o1.round_0.places import AffineMap, centred_points, sample
 from semisam_o1.round_0.propagation import sample_label
 from semisam_o1.types import Probabilities, Volume
 

@@ -18,8 +18,8 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.grids import Grid, beyond, cropped, slabs, to_grid
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.round_0.alignment import sample
 from semisam_o1.round_0.passes import FirstPass
+from semisam_o1.round_0.places import sample
 from semisam_o1.round_0.templates import Template, reference
 from semisam_o1.types import Affine, Probabilities
 

@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 from semisam_o1.data.grids import to_grid
 from semisam_o1.data.turns import frame_of, turn_of
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.round_0.alignment import CHANNELS, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.passes import Alignment, FirstPass
+from semisam_o1.round_0.places import CHANNELS, coarse, is_turned, principal, turn_between
 from semisam_o1.round_0.pose import MIRRORED
 from semisam_o1.round_0.propagation import Propagated, copy, emptied, in_view, reached
 from semisam_o1.round_0.templates import Template

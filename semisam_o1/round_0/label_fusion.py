@@ -16,9 +16,9 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, coarse, principal, sample
 from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
 from semisam_o1.round_0.passes import FirstPass, Fused
+from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal, sample
 from semisam_o1.round_0.templates import reference
 from semisam_o1.types import Case, Probabilities, Tokens
 

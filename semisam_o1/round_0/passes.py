@@ -9,7 +9,7 @@ import torch
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.files import WorkFiles, read_json, write_json
-from semisam_o1.round_0.alignment import AffineMap
+from semisam_o1.round_0.places import AffineMap
 from semisam_o1.runfolder import VOTE
 from semisam_o1.types import Case, Probabilities, Tokens
 

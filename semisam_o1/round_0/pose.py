@@ -14,7 +14,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from semisam_o1.encoders.mind_descriptors import box_mean, mind_ssc
-from semisam_o1.round_0.alignment import POOLED_VOXELS, centred_points, pooled, sample, strain
+from semisam_o1.round_0.alignment import strain
+from semisam_o1.round_0.places import POOLED_VOXELS, centred_points, pooled, sample
 from semisam_o1.types import Tokens
 
 COARSE_VOXELS = 8 * POOLED_VOXELS  # of the template's coarse image; descriptors are pooled by 2 once more

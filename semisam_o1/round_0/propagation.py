@@ -16,17 +16,9 @@ import torch.nn.functional as F
 
 from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
-from semisam_o1.round_0.alignment import (
-    CHANNELS,
-    AffineMap,
-    align,
-    centred_points,
-    finest,
-    principal,
-    register,
-    sample,
-    sharpen,
-)
+from semisam_o1.round_0.alignment import align, register
+from semisam_o1.round_0.displacement import finest, sharpen
+from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, principal, sample
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a token if its share in the warped label exceeds this within reach

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from semisam_o1.report.overlap import soft_dice, soft_dices
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, deform, principal, register
+from semisam_o1.round_0.alignment import register
+from semisam_o1.round_0.displacement import deform
+from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, principal
 from semisam_o1.round_0.propagation import Reference, sample_label
 from semisam_o1.runfolder import CANNOT_TELL, ODD, class_column
 from semisam_o1.types import Probabilities, Tokens

@@ -23,8 +23,9 @@ from semisam_o1.files import write_text
 from semisam_o1.ledger import Ledger
 from semisam_o1.report.page import render
 from semisam_o1.report.pictures import case_picture, to_ras
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, align, coarse, pooled, principal
+from semisam_o1.round_0.alignment import align
 from semisam_o1.round_0.atlases import dissimilarity
+from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, pooled, principal
 from semisam_o1.runfolder import folder_path
 from semisam_o1.types import Case, DatasetError, Tokens
 

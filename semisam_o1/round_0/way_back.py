@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from semisam_o1.features import Features
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0.alignment import turn_between
+from semisam_o1.round_0.places import turn_between
 from semisam_o1.round_0.quality import WayBack, back_propagate, hard, reverse_consistency
 from semisam_o1.round_0.templates import Template
 from semisam_o1.types import Probabilities

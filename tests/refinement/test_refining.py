@@ -12,8 +12,8 @@ from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.refinement.engine import refinement_engine
 from semisam_o1.refinement.kinds import VoxelVotes, no_votes
-from semisam_o1.round_0.alignment import AffineMap
 from semisam_o1.round_0.passes import Alignment, FirstPass
+from semisam_o1.round_0.places import AffineMap
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import Case
 from tests.jobs import cohort_of

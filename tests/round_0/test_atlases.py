@@ -8,8 +8,8 @@ import torch
 
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
-from semisam_o1.round_0.alignment import AffineMap, centred_points, sample
 from semisam_o1.round_0.atlases import SHARPNESS, STRAIGHT, Atlas, carried_from, dissimilarity, fuse
+from semisam_o1.round_0.places import AffineMap, centred_points, sample
 
 SHAPE, STEP = (20, 19, 18), 2.4
 

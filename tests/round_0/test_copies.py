@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from semisam_o1.data.phantoms import make_phantom
-from semisam_o1.round_0.alignment import AffineMap, centred_points
 from semisam_o1.round_0.copies import Aligned, composed, make_copy, matched
 from semisam_o1.round_0.copy_maker import plans
+from semisam_o1.round_0.places import AffineMap, centred_points
 
 SHAPE, STEP = (16, 15, 14), 3.0
 STILL = AffineMap(torch.eye(3), torch.zeros(3))

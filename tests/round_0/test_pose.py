@@ -18,7 +18,7 @@ from semisam_o1.data.turns import frame_of, turn_of, turned
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0 import first_pass, pose
-from semisam_o1.round_0.alignment import AffineMap, centred_points
+from semisam_o1.round_0.places import AffineMap, centred_points
 from semisam_o1.round_0.pose import (
     Coarse,
     Poses,

@@ -10,7 +10,7 @@ from scipy.ndimage import binary_dilation, zoom
 from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.round_0 import propagation
-from semisam_o1.round_0.alignment import centred_points
+from semisam_o1.round_0.places import centred_points
 from semisam_o1.round_0.propagation import (
     Reference,
     class_prototypes,

@@ -10,8 +10,8 @@ from semisam_o1.data.phantoms import make_phantom
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.report.overlap import soft_dice, soft_dices
 from semisam_o1.round_0 import engines
-from semisam_o1.round_0.alignment import centred_points
 from semisam_o1.round_0.calibration import USUAL_FACTOR, Calibration, calibrate
+from semisam_o1.round_0.places import centred_points
 from semisam_o1.round_0.propagation import Reference, nearest
 from semisam_o1.round_0.quality import (
     Evidence,

@@ -13,9 +13,9 @@ from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import Features, FeatureStore
-from semisam_o1.round_0.alignment import CHANNELS, AffineMap, centred_points, coarse
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, write_results
 from semisam_o1.round_0.passes import Alignment, FirstPass, dropped_vote, settle_vote
+from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, coarse
 from semisam_o1.round_0.propagation import Propagated, copy
 from semisam_o1.round_0.templates import templates_of
 from semisam_o1.runfolder import RoundFolder, RunFolder
