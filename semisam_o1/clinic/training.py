@@ -44,13 +44,14 @@ def run(config: dict) -> None:
         SystemExit: in MONAI Label, with one line: its page shows the last lines of what a training said.
     """
     if processes.number():
-        return Helper().run()
+        Helper().run()
+        return
     parts = [config.get(part, {}).get("dataset", {}).get("data") for part in ("train", "validate")]
     if not isinstance(parts[0], list):
         job = Job(config)
         job.prepare_round()
         job.alone("training", job.config.setting("round"))
-        return None
+        return
     try:
         train(config, [item for part in parts if isinstance(part, list) for item in part])
     except Exception as error:
@@ -59,7 +60,6 @@ def run(config: dict) -> None:
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
         raise SystemExit(" ".join(text.split())) from error
-    return None
 
 
 def name_the_run() -> None:
