@@ -135,11 +135,12 @@ def first_pass_engine(
     without them nothing looks.
     """
     templates = templates_of(store, cohort, published or not aligns_through_one(propagate), published)
-    if not published and not any(template.reference.label.argmax(0).any() for template in templates):
+    detailed = not published and aligns_through_one(propagate)
+    if not (published or detailed or any(template.reference.label.argmax(0).any() for template in templates)):
         raise UserError(
             f"template {templates[0].name}: no class fills a token (a cell of the feature grid) of "
             f"{templates[0].features.step_mm:.3g} mm, and nothing can be carried over: "
-            "use a smaller feature_spacing or feature_step, or another encoder."
+            "use a smaller feature_spacing or feature_step, or the method nearest."
         )
     poses = TurnedScans(store, cohort, chain, inferer) if chain is not None and inferer is not None else None
     propagation, folder = Propagation(store, templates, propagate, poses), RunFolder(output_dir).round(0)

@@ -171,8 +171,13 @@ def emptied(probabilities: Probabilities, share: torch.Tensor) -> Probabilities:
 
 
 def near(label: Probabilities) -> torch.Tensor:
-    """The tokens (H', W', D') within 0.4 label radii of a foreground class of ``label`` (num_classes, H', W', D')."""
-    return reach_of(label[1:].sum(0, keepdim=True) > 0.5, max(1, round(0.4 * label_radius(label))))[0]
+    """The tokens (H', W', D') within 0.4 label radii of a foreground class of ``label`` (num_classes, H', W', D').
+
+    If the foreground fills no token, the tokens that have at least half of its largest share stand for it.
+    """
+    share = label[1:].sum(0, keepdim=True)
+    inside = share > 0.5 * min(1.0, float(share.max()))
+    return reach_of(inside, max(1, round(0.4 * label_radius(label))))[0]
 
 
 def emphasis(label: Probabilities) -> torch.Tensor:

@@ -18,11 +18,11 @@ from semisam_o1.round_0.detail import Details, Placed, dices_of_small, kept_on_t
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
 from semisam_o1.round_0.passes import Alignment, FirstPass
 from semisam_o1.round_0.places import AffineMap, centred_points, coarse
-from semisam_o1.round_0.propagation import Propagated
+from semisam_o1.round_0.propagation import Propagated, near, prototype
 from semisam_o1.round_0.quality import Evidence, WayBack, evidence
 from semisam_o1.round_0.templates import reference
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import Case
+from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of, labels
 
 TOKENS, STEP = (16, 15, 14), 3  # tokens of 3 x 3 x 3 voxels of 1 mm
@@ -144,6 +144,15 @@ def test_nothing_is_added_beyond_the_tokens(cohort):
     torch.testing.assert_close(added.sum(0), torch.ones(SHAPE))
 
 
+def test_a_method_that_aligns_nothing_needs_a_class_that_fills_a_token(cohort):
+    """The plate alone fills none; without an alignment nothing tells where it lies."""
+    label = cohort.templates[0].label
+    values = nibabel.load(label)
+    nibabel.save(nibabel.Nifti1Image((values.get_fdata() == PLATE).astype(np.uint8), values.affine), label)
+    with pytest.raises(UserError, match="template t: no class fills a token .* or the method nearest"):
+        first_pass_engine(cohort.store, cohort, prototype, cohort.folder)
+
+
 @pytest.mark.parametrize(("moved", "expected"), [(0.0, 1.0), (0.3, 1.0), (1.0, 0.0)])
 def test_labels_of_small_classes_are_compared_in_voxels(cohort, moved, expected):
     """A plate of one voxel that lies one voxel off overlaps nothing, whatever its shares on tokens."""
@@ -173,6 +182,18 @@ def test_the_factor_of_a_small_class_is_that_of_the_copies():
     assert dice[1] == pytest.approx(0.9) and dice[0] < 0.8
 
 
+def test_the_largest_shares_stand_for_a_class_that_fills_no_token():
+    label = torch.zeros(2, 9, 9, 9)
+    label[1, 4, 4, 4], label[1, 4, 4, 5], label[1, 4, 4, 6] = 0.3, 0.2, 0.1
+    label[0] = 1 - label[1]
+    found = near(label)
+    assert found[4, 4, 3] and found[4, 4, 6] and not found[4, 4, 7]  # within one token of the first two
+    full = torch.zeros(2, 9, 9, 9)
+    full[1, 4, 4, 4], full[1, 4, 4, 5] = 1.0, 0.4
+    full[0] = 1 - full[1]
+    assert not near(full)[4, 4, 6]  # only what fills a token counts where there is such
+
+
 @pytest.mark.filterwarnings("error")
 def test_labelled_scans_whose_classes_are_all_small_do_not_change_the_calibration():
     pool = [Evidence(np.array([0.3]), np.array([0.9]), 0.1, 0.1, 0.0, 1.0)]
@@ -184,8 +205,10 @@ def test_labelled_scans_whose_classes_are_all_small_do_not_change_the_calibratio
 
 
 @pytest.mark.slow
-def test_a_thin_class_is_labelled_on_coarse_tokens(tmp_path):
-    """`propagate` with tokens of some 3 voxels; the sheet has one voxel."""
+@pytest.mark.parametrize("alone", [False, True], ids=["beside a large class", "alone"])
+def test_a_thin_class_is_labelled_on_coarse_tokens(tmp_path, alone):
+    """`propagate` with tokens of some 3 voxels; the sheet has one voxel, so it fills no token."""
+    number_of_sheet = 1 if alone else 2
     at = np.moveaxis(np.indices((48, 44, 40)), 0, -1) - np.array([24, 22, 20])
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
@@ -196,16 +219,17 @@ def test_a_thin_class_is_labelled_on_coarse_tokens(tmp_path):
         body, organ = (np.linalg.norm(where / np.array(r), axis=-1) < 1 for r in ((20, 17, 15), (9, 8, 7)))
         sheet = (where[..., 0] == 12) & (np.abs(where[..., 1:]).max(-1) < 7)
         image = body + 0.6 * organ + 0.8 * sheet + draw.normal(0, 0.05, body.shape)
-        truth[name] = np.where(sheet, 2, organ).astype(np.uint8)
+        truth[name] = np.where(sheet, number_of_sheet, organ & (not alone)).astype(np.uint8)
         for folder, values in (("images", image.astype(np.float32)), ("labels", truth[name])):
             nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / folder / f"{name}.nii.gz")
     (tmp_path / "train.txt").write_text("t\na\nb")
     run = tmp_path / "run"
     command = ["propagate", str(tmp_path), "--output", str(run), "--device", "cpu", "--set", "feature_voxels=4000"]
+    command.append("label_shape=trust")  # a sheet looks like one outlined slice
     assert main(command) == 0
     quality = RunFolder(run).round(0).quality.read()
     for name in "ab":
-        assert quality[name]["predicted_dice_2"] > 0.5
-        found = labels(run / "pseudo_labels")[f"{name}.nii.gz"] == 2
-        true = truth[name] == 2
+        assert quality[name][f"predicted_dice_{number_of_sheet}"] > 0.5
+        found = labels(run / "pseudo_labels")[f"{name}.nii.gz"] == number_of_sheet
+        true = truth[name] == number_of_sheet
         assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.5
