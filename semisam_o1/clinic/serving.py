@@ -12,10 +12,13 @@ from monai.transforms import Compose, Transform
 from semisam_o1.types import UserError
 
 NO_MODEL = (
-    "this bundle has no trained model yet. In MONAI Label, submit the label of one scan, train, and restart the "
-    "server. Or serve RUN/bundle, the trained bundle of a finished run."
+    "this bundle has no trained model yet. In MONAI Label, submit the label of one scan and train; without the app of "
+    "`semisam-o1 monailabel-app`, restart the server then. Or serve RUN/bundle, the trained bundle of a finished run."
 )
-RESTART = "the first model of this bundle was trained after the server started. Restart the server to use it."
+RESTART = (
+    "the first model of this bundle was trained after the server started. Restart the server to use it, or serve the "
+    "bundle by the app of `semisam-o1 monailabel-app`, which needs no restart."
+)
 CONFLICT = 409  # status of an answer that the state of the server forbids
 UNPROCESSABLE = 422  # status of an answer to a scan that cannot be labelled
 
