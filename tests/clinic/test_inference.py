@@ -85,7 +85,7 @@ def write_series(image, folder):
 
 def test_the_shipped_bundle_says_what_to_do(server, tmp_path):
     with Server(tmp_path, server.studies, semisam_o1.BUNDLE_ROOT) as shipped:
-        with pytest.raises(Refused, match="submit the label of one scan, train, and restart"):
+        with pytest.raises(Refused, match="submit the label of one scan and train"):
             shipped.infer("phantom_00", tmp_path / "found.nii.gz")
         (shipped.bundle / "models" / "model.pt").write_bytes(b"")
         (shipped.bundle / "configs" / "inference.json").write_text("{}")  # as after a training
