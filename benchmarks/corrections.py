@@ -5,8 +5,9 @@
 Without DIR: synthetic data. The truth stands for the person. A third of the pool is drawn by a fixed seed and never
 touched; it and the test list judge all strategies at all points. At point 1 the template alone is labelled, at point 5
 four more scans. The features, the first pass and the predicted Dice of round 0 with one template are made once for each
-template; the labels of the judging scans are fused anew at each point, as a run does. What a run learns of how people
-outline (`round_0.outlines`) is left out. With ``--table`` and ``--work`` the same command goes on after a kill.
+template; the labels of the judging scans are fused anew at each point, as a run does; "plain" is the Dice without what
+is learned there of how people outline (`round_0.outlines`). With ``--table`` and ``--work`` the same command goes on
+after a kill.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from semisam_o1.report.overlap import mean_dice
 from semisam_o1.review.ranking import DEFAULT, STRATEGIES, known_of
 from semisam_o1.round_0.engines import quality_engine
 from semisam_o1.round_0.label_fusion import LabelFusion
+from semisam_o1.round_0.outlines import Outlined, applied, learn
 from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.runfolder import RunFolder, volume
 from semisam_o1.tables import TEXT
-from semisam_o1.types import Case
+from semisam_o1.types import Case, Probabilities
 
 KEYS = ("set", "template", "strategy", "labelled", "judges", "case")
-COLUMNS = dict.fromkeys(KEYS, TEXT) | {"dice": ".4f"}
+COLUMNS = dict.fromkeys(KEYS, TEXT) | {"plain": ".4f", "dice": ".4f"}
 RANDOM = "random"
 THIRD = 3  # one scan of the pool in so many is never touched
 SEED = 3
@@ -92,17 +94,27 @@ class Pool:
             write_label(path, label, case.image, self.cohort.grid(case), numbers)
         return path
 
-    def dice(self, names: Sequence[str]) -> dict[str, float]:
-        """The Dice of each judging scan, with the truth of ``names`` given."""
+    def dice(self, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """The Dice of each judging scan with the truth of ``names`` given: without and with what outlines teach."""
         cohort, found = self.touched(names), {}
         fusion = Remembering(self.store, self.records, cohort, cohort.pool)
+
+        def fused(name: str) -> Probabilities:
+            """The label that is carried to a scan from all others."""
+            scan, fusion.known = fusion.scan(name), self.carried.setdefault(name, {})
+            result = fusion(scan, {name})
+            return scan.probabilities if result is None else result.probabilities
+
+        outlines = learn([Outlined(fused(name), fusion.label_of(name)) for name in names])
         for judge in self.judges:
-            scan, fusion.known = fusion.scan(judge), self.carried.setdefault(judge, {})
-            fused = fusion(scan, {judge})
-            probabilities = scan.probabilities if fused is None else fused.probabilities
             features = self.store.frame(FirstPass.load(self.records, judge, "frame").frame).load(judge)
-            label = to_grid(probabilities, features.affine, features.scan).argmax(0)
-            found[judge] = mean_dice(label, cohort.label(cohort.case(judge)), cohort.num_classes)
+            plain, truth = fused(judge), cohort.label(cohort.case(judge))
+            labels = [plain] if outlines.gain is None else [plain, applied(plain, outlines.factors)]
+            dices = [
+                mean_dice(to_grid(label, features.affine, features.scan).argmax(0), truth, cohort.num_classes)
+                for label in labels
+            ]
+            found[judge] = dices[0], dices[-1]
         return found
 
     def following(self, names: Sequence[str], strategy: str, draw: np.random.RandomState) -> str:
@@ -139,7 +151,8 @@ def run(options) -> None:
         templates = everyone[: options.templates]
         chosen = drawn([case for case in cohort.pool if case.label], options.pool)
         cohort = replace(cohort, pool=tuple({case.name: case for case in (*chosen, *templates[1:])}.values()))
-        print(f"{'template':20}{'strategy':18}{'labelled':>8}{'pool':>8}{'worst':>8}{'test':>8}  touched last")
+        columns = f"{'labelled':>8}{'pool':>8}{'worst':>8}{'test':>8}{'all plain':>10}  touched last"
+        print(f"{'template':20}{'strategy':18}{columns}")
         for template in templates:
             predict = bool(BY_QUALITY & {*options.strategies})
             pool = prepared(cohort, template, folder / template.name, options.voxels, predict)
@@ -164,8 +177,9 @@ def follow(
         keys = {judge: (root, template, name, str(labelled), of, judge) for judge, of in pool.judges.items()}
         if any(key not in table.read() for key in keys.values()):
             dice = pool.dice(names)
-            table.add([dict(zip(COLUMNS, (*key, dice[judge]))) for judge, key in keys.items()])
+            table.add([dict(zip(COLUMNS, (*key, *dice[judge]))) for judge, key in keys.items()])
         dice = {of: [table.held[key]["dice"] for key in keys.values() if key[4] == of] for of in ("pool", "test")}
         means = [np.mean(values) if values else np.nan for values in dice.values()]
-        line = f"{means[0]:8.3f}{min(dice['pool']):8.3f}{means[1]:8.3f}  {names[-1] if names else ''}"
+        plain = np.mean([table.held[key]["plain"] for key in keys.values()])
+        line = f"{means[0]:8.3f}{min(dice['pool']):8.3f}{means[1]:8.3f}{plain:10.3f}  {names[-1] if names else ''}"
         print(f"{template[:19]:20}{name:18}{labelled:8}{line}", flush=True)

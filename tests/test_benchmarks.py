@@ -193,10 +193,13 @@ def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, c
     command += ("--work", tmp_path / "work", "--strategies", "most typical", "worst predicted", "random")
     bench(monkeypatch, *command)
     rows, said = read_rows(table, corrections.COLUMNS), capsys.readouterr().out
-    at = {(row["strategy"], row["labelled"]): row["dice"] for row in rows}
+    at = {(row["strategy"], row["labelled"]): row["dice"] for row in rows if row["judges"] == "pool"}
     assert {key[0] for key in at} == {"most typical", "worst predicted", "random 1"}
     assert at["most typical", "1"] == at["worst predicted", "1"] == at["random 1", "1"]
-    assert len(rows) == 6 and len({row["case"] for row in rows}) == 1  # three scans of the pool, one of them judges
+    judges = {of: {row["case"] for row in rows if row["judges"] == of} for of in ("pool", "test")}
+    assert (len(judges["pool"]), len(judges["test"])) == (1, 2)  # a third of the pool's three scans, and the test list
+    assert len(rows) == 3 * 2 * 3
+    assert all(row["plain"] == row["dice"] for row in rows if row["labelled"] == "1")  # nothing is learned from none
     table.write_text("".join(line for line in table.read_text().splitlines(keepends=True) if ",2," not in line))
     bench(monkeypatch, *command)
     again = read_rows(table, corrections.COLUMNS)
