@@ -96,9 +96,12 @@ def predict(options: argparse.Namespace) -> int:
         run = RunFolder(options.run)
         record = run.read_record()  # raises an error if the folder has an earlier layout
         trained_config(run)  # raises an error if there is none
-        best = record.get("best_round", 0)
-        if record.get("labels_round", best) < best:
-            say(f"{run.path}: its network, of round {best}, is expected to be worse than round 0", sys.stderr)
+        last = (record.get("handed_out") or [{}])[-1]  # when the bundle was written; another round may be under way
+        if last.get("round", 0) < last.get("rounds", 0):
+            worse = (
+                f"the labels of its network, of round {last['rounds']}, are expected to be worse than those of round 0"
+            )
+            say(f"{run.path}: {worse}. Check what it predicts, or train longer.", sys.stderr)
         config, changed["bundle_root"] = run.bundle / "configs" / "inference.json", as_config(run.bundle)
     execute(workflow([config], "run", changed | overrides(options), "infer"))
     say(f"labels: {found.labels}, uncertainty: {found.uncertainty.path}")

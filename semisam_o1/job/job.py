@@ -150,6 +150,7 @@ class Job:
         if record.best_round and gain is not None:
             log.info("expected gain of mean Dice by training, over round 0: %+.3f", gain)
         record.labels_round = selection.labels_round(record.best_round, gain)
+        log.info("labels of round %d are handed out", record.labels_round)
         doubts = selection.doubts(run, record.best_round, record.labels_round, gain)
         for doubt in doubts:
             log.warning(doubt)

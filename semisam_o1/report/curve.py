@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 from semisam_o1.report.metrics import STAGES
 from semisam_o1.runfolder import RunFolder
 
+TWO_SCALES = (
+    "The predicted Dice of round 0 and that of a trained network are two different estimates: that one is lower than "
+    "the other does not mean that labels became worse."
+)
+
 
 class Step(NamedTuple):
     """Labels that were handed out, made with so many ``labelled`` scans after ``rounds`` of training.
@@ -66,11 +71,16 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def curve_text(steps: Iterable[Step]) -> str:
+def remark(steps: Iterable[Step]) -> str | None:
+    """What to know before the predicted Dice of the steps are compared."""
+    return TWO_SCALES if len({step.source > 0 for step in steps if step.predicted is not None}) > 1 else None
+
+
+def curve_text(steps: Sequence[Step]) -> str:
     """The steps as lines for the log."""
     head = "labelled scans, rounds trained, labels of round, mean predicted Dice, mean Dice where known"
     lines = [f"labels handed out for scans that nobody touched: {head}"]
     for step in steps:
         shown = ("-" if value is None else f"{value:.3f}" for value in (step.predicted, step.true))
         lines.append(f"{step.labelled:4} {step.rounds:4} {step.source:4} {'  '.join(shown)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [remark(steps)])])

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.formats import format_of
 from semisam_o1.files import is_path, write_text
-from semisam_o1.report.curve import curve
+from semisam_o1.report.curve import curve, remark
 from semisam_o1.report.metrics import MEASURES, SPLITS, STAGES, Measure, read_csv, summary
 from semisam_o1.report.pictures import (
     PROPOSAL_COLOUR,
@@ -115,6 +115,7 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         total=len([case for case in cohort.split(split) if case.name not in cohort.touched]),
         given=_given(run, cohort),
         curve=_curve(record, measures[0]),
+        curve_remark=remark(curve(record.get("handed_out", []))),
         labels_round=record.get("labels_round"),
         set_aside=_table(["case", "reason"], sorted(aside.items())),
         stages=_table(["stage", "seconds", "peak memory, MiB"], stages, right=(1, 2)),

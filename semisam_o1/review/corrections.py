@@ -96,7 +96,10 @@ class Corrections:
         path = Path(path)
         if not path.is_file():
             raise DatasetError(f"--take {path}: there is no such file.")
-        case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]))
+        try:
+            case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]))
+        except DatasetError as error:
+            raise error if name else DatasetError(f"--take {path}: {error} Say whose it is: --as CASE.") from error
         return self._add(case, self._read(case, path), path)
 
     def accept(self, name: str) -> Entry:

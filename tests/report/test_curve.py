@@ -2,7 +2,7 @@
 
 import pytest
 
-from semisam_o1.report.curve import curve, curve_text, handed_out
+from semisam_o1.report.curve import Step, curve, curve_text, handed_out, remark
 from semisam_o1.runfolder import RunFolder
 
 ROWS = [
@@ -37,6 +37,15 @@ def test_means_are_over_the_scans_that_nobody_touched_yet():
     assert (before.predicted, before.true) == pytest.approx((0.8, 0.8))
     assert (after.predicted, after.true) == pytest.approx((0.9, 0.9))
     assert "1    2    0 0.800  0.800" in curve_text([before, after])
+
+
+def test_it_is_said_that_estimates_of_round_0_and_of_a_network_are_not_compared():
+    first, trained = Step(1, 2, 0, 0.84, None), Step(3, 3, 3, 0.81, None)
+    assert "two different estimates" in remark([first, trained]) and remark([first, trained]) in curve_text(
+        [first, trained]
+    )
+    assert remark([first, first]) is remark([trained, trained]) is None
+    assert remark([first, trained._replace(predicted=None)]) is None
 
 
 def test_there_is_no_curve_before_the_first_correction_and_none_without_truth():
