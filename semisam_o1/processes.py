@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import logging
 import os
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ def leave() -> None:
         return
     if number() == 0:
         from_first(None)
+    gc.collect()  # what still holds the group, such as a wrapped network
+    dist.barrier()  # none leaves while another one still reads from it
     dist.destroy_process_group()
 
 

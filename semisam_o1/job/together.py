@@ -69,12 +69,14 @@ def everywhere(config: JobConfig, round: int) -> dict[str, Any]:
 def run(parts: dict[str, Any]) -> None:
     """Run the trainer of ``parts``. Several processes start from the first one's state and average their gradients."""
     trainer = parts["trainer"]
+    network = trainer.network
     if processes.count() > 1:
         position = trainer.state.iteration, trainer.state.epoch
         trainer.state.iteration, trainer.state.epoch = processes.from_first(position)
-        trainer.network = processes.shared(trainer.network)
+        trainer.network = processes.shared(network)
         trainer.add_event_handler(Events.STARTED, lambda: processes.same_states(parts["state"].objects))
     trainer.run()
+    trainer.network = network
 
 
 def shared_length(iterations: int, count: int) -> int:
