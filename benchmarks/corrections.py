@@ -78,7 +78,7 @@ class Pool:
         order = np.random.RandomState(SEED).permutation(len(names))
         drawn_names = [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
         tests = [case.name for case in cohort.test if self.records.has(case.name, "alignments")]
-        self.carried: dict[str, dict] = {}  # judge -> what was carried to it
+        self.carried: dict[str, dict] = {}  # scan -> what was carried to it
         self.judges = dict.fromkeys(drawn_names, "pool") | dict.fromkeys(tests, "test")  # scan -> its list
         self.free = [name for name in names if name not in self.judges]
 

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from semisam_o1.types import DatasetError
 
 LONGEST_WAIT = datetime.timedelta(days=7)  # of the others for the first, which does all but the training alone
-PROGRAM = "torchrun"
 
 
 def count() -> int:
@@ -45,7 +44,7 @@ def join() -> None:
         return
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if gpus and here > gpus:
-        raise DatasetError(f"{PROGRAM} started {here} processes, and there are {gpus} GPUs: --nproc_per_node {gpus}.")
+        raise DatasetError(f"torchrun started {here} processes, and there are {gpus} GPUs: --nproc_per_node {gpus}.")
     if gpus:
         torch.cuda.set_device(torch.device(device()))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=LONGEST_WAIT)

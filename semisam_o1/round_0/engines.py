@@ -134,8 +134,8 @@ def first_pass_engine(
     consistent with it, see `settle_vote`. ``chain``, ``inferer``: to look for scans that lie turned, see `TurnedScans`;
     without them nothing looks.
     """
-    templates = templates_of(store, cohort, published or not aligns_through_one(propagate), published)
     detailed = not published and aligns_through_one(propagate)
+    templates = templates_of(store, cohort, not detailed, published)
     if not (published or detailed or any(template.reference.label.argmax(0).any() for template in templates)):
         raise UserError(
             f"template {templates[0].name}: no class fills a token (a cell of the feature grid) of "
