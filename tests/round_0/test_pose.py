@@ -177,14 +177,14 @@ class OneTurn:
 
 @pytest.mark.parametrize("promising", [True, False])
 @pytest.mark.parametrize(
-    ("better", "distance", "taken"), [(True, 0.11, True), (True, 0.12, False), (False, 0.1, False)]
+    ("better", "distance", "taken"), [(True, 0.11, True), (True, 0.3, True), (False, 0.1, False)]
 )
 def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     tmp_path, caplog, monkeypatch, better, distance, taken, promising
 ):
     """A label that comes back to the template in one of two poses; the other comes back nowhere.
 
-    A turned pose in which the scan is much less like the template is not taken, whatever comes back.
+    How alike scan and template are in the pose from which nothing comes back says nothing.
     """
     image, label = scan()
     affine, shares = grid_affine(SHAPE, STEP), torch.from_numpy(np.stack([1 - label, label])).float()
@@ -216,7 +216,8 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     [
         ([], 0),
         ([(0.42, 0.1, 0.1)], 0),  # comes back hardly better
-        ([(0.9, 0.12, 0.1)], 0),  # fits much worse
+        ([(0.54, 0.12, 0.1)], 0),  # fits much worse, and the label comes back from both
+        ([(0.9, 0.3, 0.1)], 1),  # the label comes back from this one alone, whose corners fit nothing
         ([(0.5, 0.11, 0.19)], 1),
         ([(0.74, 0.1, 0.131), (0.76, 0.1, 0.118)], 2),  # both come back: the template fits the second better
         ([(0.76, 0.1, 0.128), (0.64, 0.1, 0.121)], 2),
