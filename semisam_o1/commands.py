@@ -168,13 +168,21 @@ def monailabel_app(options: argparse.Namespace) -> None:
     say(f"start it where MONAI Label is installed: monailabel start_server --app {app} --studies STUDIES")
 
 
-def validate(options: argparse.Namespace) -> None:
+@contextmanager
+def _data_set(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """A data set, or one that is made of a studies folder for as long as the body runs; and the latter's templates."""
     from semisam_o1.clinic.studies import is_studies, opened
 
+    if not is_studies(folder):
+        yield folder, []
+        return
     with tempfile.TemporaryDirectory() as made:
-        if is_studies(options.dataset_dir):
-            data = opened(options.dataset_dir, Path(made))
-            options.dataset_dir, options.template = made, options.template or data.state["templates"]
+        yield made, opened(folder, Path(made)).state["templates"]
+
+
+def validate(options: argparse.Namespace) -> None:
+    with _data_set(options.dataset_dir) as (options.dataset_dir, templates):
+        options.template = options.template or templates
         _say_valid(options)
 
 
@@ -220,15 +228,16 @@ def suggest(options: argparse.Namespace) -> None:
     refuse_wrong(settings)
     of_reader = {name: settings.pop(name) for name in READER_IDS if name in settings}
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found = suggest_template(
-        options.dataset_dir,
-        options.output,
-        options.top,
-        options.given,
-        reader=ScanReader(**of_reader),
-        seed=options.seed,
-        **settings,
-    )
+    with _data_set(options.dataset_dir) as (data, outlined):
+        found = suggest_template(
+            data,
+            options.output,
+            options.top,
+            options.given or outlined,
+            reader=ScanReader(**of_reader),
+            seed=options.seed,
+            **settings,
+        )
     say("distance: the mean to the other scans; the scan with the smallest is the best to outline")
     say(f"{'rank':>4}  {'distance':>8}  case")
     for suggestion in found:

@@ -99,9 +99,11 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
         job.run()
     changed = hand_over(job.run_folder.bundle, root)
     used = len(job.cohort.labelled)
+    worse = job.record.labels_round < job.record.best_round
     log.info(
-        "trained on %d labelled and %d other scans; rounds in all: %d.%s%s",
+        "trained on %d labelled and %d other scans; rounds in all: %d.%s%s%s",
         used, len(job.cohort.untouched), job.record.rounds,
+        " Its labels are expected to be worse than those of round 0, which needs no training: train longer." * worse,
         f" Not used: the final labels of {', '.join(refused)}; the lines above say why." if refused else "",
         " Only the app of `semisam-o1 monailabel-app` uses it without a restart of the server." if changed else "",
     )  # fmt: skip

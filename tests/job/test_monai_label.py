@@ -100,9 +100,12 @@ def studies(phantom_dir, tmp_path):
     return Studies(tmp_path, phantom_dir)
 
 
-def test_one_final_label_trains_on_all_scans(studies):
+def test_one_final_label_trains_on_all_scans(studies, monkeypatch, capfd):
+    monkeypatch.setattr("semisam_o1.job.selection.expected_gain", lambda *_: -0.5)
     studies.submit(1, [{"name": "of no voxels", "idx": 1}, *({**one, "idx": one["idx"] + 1} for one in TURNED)])
     studies.train()
+    last = "trained on 1 labelled and 3 other scans; rounds in all: 1. Its labels are expected to be worse than those"
+    assert last in "".join(capfd.readouterr())
     assert set(labels(studies.bundle / "run" / "pseudo_labels")) == {f"phantom_{n:02d}.nii.gz" for n in (0, 2, 3)}
     assert studies.run.read_record()["template"] == ["phantom_01"]
     assert (studies.bundle / "models" / "model.pt").is_file() and "round_1/prediction" in studies.done
@@ -126,6 +129,10 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     (studies.path / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")
     assert main(["validate", str(studies.path), "--preset", "quick"]) == 0
     assert "phantom_01" in capsys.readouterr().out
+    suggest = ["suggest-template", str(studies.path), "--output", str(tmp_path / "s"), "--set", "feature_voxels=3000"]
+    assert main(suggest) == 0
+    ranked = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "  phantom_" in line]
+    assert sorted(ranked) == ["phantom_00", "phantom_02"]  # phantom_01 has a final label, phantom_03 is in no list
     command = ["run", str(studies.path), "--output", str(tmp_path / "r"), *small(num_rounds=0)]
     assert main(command) == 0
     run = RunFolder(tmp_path / "r")

@@ -176,9 +176,7 @@ class OneTurn:
 
 
 @pytest.mark.parametrize("promising", [True, False])
-@pytest.mark.parametrize(
-    ("better", "distance", "taken"), [(True, 0.11, True), (True, 0.3, True), (False, 0.1, False)]
-)
+@pytest.mark.parametrize(("better", "distance", "taken"), [(True, 0.11, True), (True, 0.3, True), (False, 0.1, False)])
 def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     tmp_path, caplog, monkeypatch, better, distance, taken, promising
 ):
