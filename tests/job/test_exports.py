@@ -70,13 +70,21 @@ def test_metadata_fit_the_network(run, trained):
     verify_net_in_out("network_def", device="cpu", **files(run / "bundle" if trained else SHIPPED))
 
 
+def needing(properties: dict) -> dict:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "shipped"])
 def test_metadata_have_what_a_schema_asks_for(run, trained, tmp_path):
-    """MONAI fetches no schema if one lies at ``filepath``; this one asks for the keys that MONAI itself writes."""
-    texts = ("version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors")
-    objects = ("changelog", "required_packages_version", "network_data_format")
-    kinds = dict.fromkeys((*texts, "copyright"), "string") | dict.fromkeys(objects, "object")
-    schema = {"type": "object", "required": list(kinds), "properties": {id: {"type": kinds[id]} for id in kinds}}
+    """MONAI fetches no schema if one lies at ``filepath``; this one has the requirements of MONAI's of July 2024."""
+    texts = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors")
+    kinds = dict.fromkeys((*texts, "copyright"), {"type": "string"}) | {"required_packages_version": {"type": "object"}}
+    fields = {"type": "string", "format": "string", "num_channels": "integer", "dtype": "string"}
+    items = {"spatial_shape": ["string", "integer"], "value_range": "number"}
+    tensor = {name: {"type": kind} for name, kind in fields.items()}
+    tensor |= {name: {"type": "array", "items": {"type": kind}} for name, kind in items.items()}
+    tensors = {"type": "object", "minProperties": 1, "additionalProperties": needing(tensor)}
+    schema = needing(kinds | {"network_data_format": needing({"inputs": tensors, "outputs": tensors})})
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     bundle = run / "bundle" if trained else SHIPPED
     verify_metadata(str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
