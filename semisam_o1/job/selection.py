@@ -60,7 +60,8 @@ def expected_gain(run: RunFolder, number: int, cohort: Cohort) -> float | None:
 
     On copies of the template the true Dice of both is known. But copies carry the template's own label, which round 0
     carries over, too; and they look strange to a network that never saw one. Both show in how much the network and
-    round 0 disagree on copies. What they disagree less on scans counts for the network.
+    round 0 disagree on copies. What they disagree less on scans counts for the network. Two labels cannot differ more
+    from the truth than from each other, which bounds the gain.
 
     Returns None if the network labelled no copies, or no scan has both labels.
     """
@@ -77,7 +78,8 @@ def expected_gain(run: RunFolder, number: int, cohort: Cohort) -> float | None:
     if not scans:
         return None
     of_network, of_round_0, agreement = np.mean(copies, axis=0)
-    return float(of_network - of_round_0 + np.mean(scans) - agreement)
+    gain, most = of_network - of_round_0 + np.mean(scans) - agreement, 1 - np.mean(scans)
+    return float(np.clip(gain, -most, most))
 
 
 def doubts(run: RunFolder, best: int, handed_out: int, gain: float | None) -> list[str]:

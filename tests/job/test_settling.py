@@ -101,6 +101,8 @@ def test_what_the_network_differs_more_on_copies_than_on_scans_is_no_loss(tmp_pa
     copy(run, 2, [0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 1, 0])  # of round 0: 0.5; of the network: 1; they agree by 0.5
     found = expected_gain(run, 2, cohort)
     assert found == pytest.approx((2 / 3 + 1) / 2 - 0.75 + 0.5 - (2 / 3 + 0.5) / 2)
+    label(run.round(2).prediction("a"), 1, 1, 0, 0)  # they agree: neither can be better
+    assert expected_gain(run, 2, cohort) == 0
 
 
 def test_a_small_class_that_the_network_never_gives_is_a_loss(tmp_path):
