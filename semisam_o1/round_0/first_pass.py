@@ -25,8 +25,8 @@ from semisam_o1.uncertainty import entropy
 
 log = logging.getLogger("semisam_o1")
 TURN_MARGIN = 0.03  # of reverse consistency, by which a turned pose must be better
-RETURNS = 0.6  # reverse consistency below which turns are tried that fit no better by themselves
-UNLIKE = 1.15  # times the least descriptor distance of poses the label comes back from; a pose beyond is not taken
+RETURNS = 0.6  # reverse consistency of a label that comes back well; below, turns that fit no better are tried too
+UNLIKE = 1.15  # times the least descriptor distance; a turned pose beyond is not taken
 ALIKE = 0.15  # of reverse consistency; poses that are closer to the best than this are compared by distance
 
 
@@ -47,13 +47,15 @@ def best_pose(upright: Carried, turned: Sequence[Carried]) -> Carried:
     """The best of the poses in which the label comes back clearly better than ``upright``; without any, ``upright``.
 
     A label can come back from a wrong pose as well. So the scan must fit the template about as well as in the other
-    poses from which the label comes back, and of these, the one is taken in which the template fits the scan best: its
-    tokens are the same in each pose, while those of a turned scan have other corners.
+    poses from which the label comes back, or in all others if it comes back well from none. Of the poses left, the one
+    is taken in which the template fits the scan best: its tokens are the same in each pose, while those of a turned
+    scan have other corners.
     """
     better = [pose for pose in turned if pose.worth > upright.worth + TURN_MARGIN]
     highest = max((pose.worth for pose in better), default=upright.worth)
     alike = [pose for pose in (upright, *better) if pose.worth > highest - ALIKE]
-    most = UNLIKE * min((pose.result.residual for pose in alike), default=0.0)
+    compared = alike if highest > RETURNS else (upright, *better)
+    most = UNLIKE * min(pose.result.residual for pose in compared)
     fitting = [pose for pose in alike if pose is not upright and pose.result.residual <= most]
     return min(fitting, key=lambda pose: pose.back.way.residual, default=upright)
 

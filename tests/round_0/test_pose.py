@@ -215,14 +215,15 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
         ([], 0),
         ([(0.42, 0.1, 0.1)], 0),  # comes back hardly better
         ([(0.54, 0.12, 0.1)], 0),  # fits much worse, and the label comes back from both
-        ([(0.9, 0.3, 0.1)], 1),  # the label comes back from this one alone, whose corners fit nothing
+        ([(0.61, 0.3, 0.1)], 1),  # the label comes back from this one alone, whose corners fit nothing
+        ([(0.59, 0.3, 0.1)], 0),  # but not well enough
         ([(0.5, 0.11, 0.19)], 1),
         ([(0.74, 0.1, 0.131), (0.76, 0.1, 0.118)], 2),  # both come back: the template fits the second better
         ([(0.76, 0.1, 0.128), (0.64, 0.1, 0.121)], 2),
         ([(0.54, 0.1, 0.191), (0.22, 0.1, 0.178)], 1),  # the second does not come back
         ([(0.64, 0.1, 0.191), (0.45, 0.1, 0.178)], 1),  # the second hardly comes back
         ([(0.54, 0.066, 0.191), (0.58, 0.102, 0.176)], 1),  # the scan fits the template much worse in the second
-        ([(0.1, 0.066, 0.1), (0.58, 0.102, 0.176)], 2),  # but not if the label does not come back from the first
+        ([(0.1, 0.066, 0.1), (0.62, 0.102, 0.176)], 2),  # but not if the label does not come back from the first
     ],
 )
 def test_of_poses_from_which_the_label_comes_back_the_template_fits_one_best(turned, taken):
