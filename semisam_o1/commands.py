@@ -134,14 +134,14 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def review(options: argparse.Namespace) -> int:
-    from semisam_o1.clinic.studies import beside, is_studies, opened
+    from semisam_o1.clinic.studies import is_studies, made_for, opened
     from semisam_o1.job.review import review
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data, studies, later = options.data, None, {}
     with _warnings_last(), tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
-            studies = opened(data, data := beside(options.run))
+            studies = opened(data, data := made_for(options.run))
             later = studies.write_later(Path(made))
         steps = (options.accept, options.take, options.case, options.reject, options.undo, list(later))
         text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
@@ -165,7 +165,8 @@ def monailabel_app(options: argparse.Namespace) -> None:
 
     app = make_app(options.output, options.bundle)
     say(f"app: {app}")
-    say(f"start it where MONAI Label is installed: monailabel start_server --app {app} --studies STUDIES")
+    start = f"monailabel start_server --app {app} --studies STUDIES --host 127.0.0.1"
+    say(f"start it where MONAI Label is installed: {start}")
 
 
 @contextmanager

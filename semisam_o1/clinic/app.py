@@ -69,19 +69,28 @@ class ReviewApp(sample_app()):  # type: ignore[misc]
         self.served = self._on_disk()
         return super().init_infers()
 
+    def info(self) -> dict[str, Any]:
+        """What 3D Slicer asks first, the names of the classes among it."""
+        self._read_again()
+        return super().info()
+
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
-        """With the bundle as it is on disk: MONAI Label alone reads its config when the server starts, and a training
-        may have changed it since. A scan that cannot be labelled is answered with the sentence that `predict` prints;
-        MONAI Label alone answers with a bare 500."""
-        if self._on_disk() != self.served:
-            log.info("the bundle has changed: its config is read again")
-            self._infers = self.init_infers()
+        """A scan that cannot be labelled is answered with the sentence that `predict` prints; MONAI Label alone answers
+        with a bare 500."""
+        self._read_again()
         try:
             return super().infer(request, datastore)
         except Exception as error:
             if text := plainly(error):
                 refuse(text, UNPROCESSABLE)
             raise
+
+    def _read_again(self) -> None:
+        """Use the bundle as it is on disk: MONAI Label alone reads its config when the server starts, and a training
+        may have changed it since."""
+        if self._on_disk() != self.served:
+            log.info("the bundle has changed: its config is read again")
+            self._infers = self.init_infers()
 
     def _on_disk(self) -> list[int]:
         """The times at which config and description of the bundle changed."""

@@ -33,7 +33,8 @@ def make_app(output: str | Path, bundle: str | Path) -> Path:
     """
     output, bundle = Path(output), Path(bundle)
     if not (bundle / "configs" / "inference.json").is_file():
-        raise UserError(f"{bundle}: no bundle there (no configs/inference.json); expected RUN/bundle.")
+        expected = "RUN/bundle of a run that trained a network"
+        raise UserError(f"{bundle}: no bundle there (no configs/inference.json); expected {expected}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists. Name another folder: the app holds what the server learns.")
     shutil.copytree(bundle, output / "model" / MODEL, ignore=shutil.ignore_patterns(*NOT_SERVED))

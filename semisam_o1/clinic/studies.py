@@ -24,10 +24,12 @@ from semisam_o1.data.formats import case_name, format_of
 from semisam_o1.data.labels import read_label
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.files import checksum, read_json, remove, write_json
+from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
 
 log = logging.getLogger("semisam_o1")
 STORE = "datastore_v2.json"
+STATE = "finals.json"  # in the data set that is made of a studies folder
 FINAL = "final"
 
 
@@ -97,6 +99,13 @@ def beside(run: str | Path) -> Path:
     return run.with_name(f"{run.name}-studies")
 
 
+def made_for(run: str | Path) -> Path:
+    """Where the data set lies that a run had made of a studies folder; `beside` it, if it had none."""
+    settings = RunFolder(run).read_record().get("settings", {})
+    folder = Path(settings.get("dataset_dir", ""))
+    return folder if (folder / STATE).is_file() else beside(run)
+
+
 def opened(studies: str | Path, folder: Path) -> DataSet:
     """The data set of a studies folder in ``folder``, brought up to date."""
     data = DataSet(folder)
@@ -114,7 +123,7 @@ class DataSet:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.state_file = folder, folder / "finals.json"
+        self.folder, self.state_file = folder, folder / STATE
         if not self.state_file.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise UserError(
                 f"{folder} has files, but no {self.state_file.name}: it is no data set of a studies folder. Nothing "

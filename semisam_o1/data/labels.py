@@ -110,7 +110,7 @@ def _by_name(
     if unknown := [
         segments.get(value, f"value {value}") for value in sorted(held) if not _known(value, segments, numbers)
     ]:
-        remedy = "rename the segments, or add them to classes.json"
+        remedy = "give them the names of the classes, or add theirs to classes.json if the data set has one"
         raise Fault(
             f"segments unknown to the run: {some(unknown)}", f"one of {some(list(classes.values())[1:])}", remedy
         )

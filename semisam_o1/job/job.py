@@ -229,7 +229,7 @@ class Job:
         """Run a finished stage once more on ``cases`` whose results are not on disk: new scans, and deleted files."""
         gone = [case.name for case in cases if case.name not in came]
         if gone:
-            log.warning("%s is done again for %s: its results are gone", stage.title, named(gone))
+            log.warning("%s is done again for %s: its results are not there", stage.title, named(gone))
         self._work(stage, cases)
 
     def _propagate_anew(self) -> None:

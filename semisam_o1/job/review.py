@@ -100,8 +100,9 @@ def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> Non
         before = corrections.undo(of)
         log.info("case %s: %s", of, f"is {said(before)} again" if before else "is untouched again")
         return
+    known = corrections.reviewed.entries()
     entry = corrections.take(of, case) if what == "take" else getattr(corrections, what)(of)
-    log.info("case %s: %s", entry.case, said(entry))
+    log.info("case %s: %s%s", entry.case, said(entry), " already" if entry == known.get(entry.case) else "")
 
 
 def said(entry: Entry) -> str:

@@ -96,10 +96,7 @@ class Corrections:
         path = Path(path)
         if not path.is_file():
             raise DatasetError(f"--take {path}: there is no such file.")
-        try:
-            case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]))
-        except DatasetError as error:
-            raise error if name else DatasetError(f"--take {path}: {error} Say whose it is: --as CASE.") from error
+        case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]), None if name else path)
         return self._add(case, self._read(case, path), path)
 
     def accept(self, name: str) -> Entry:
@@ -160,9 +157,17 @@ class Corrections:
             taken.append(self.reviewed.add(entry, other.label(name)))
         return taken
 
-    def _case(self, name: str) -> Case:
-        """A case of the pool, or of validation and test; their reviewed labels are truth and never train."""
-        case = self.cohort.case(name)
+    def _case(self, name: str, path: Path | None = None) -> Case:
+        """A case of the pool, or of validation and test; their reviewed labels are truth and never train.
+
+        path: of the label, if its name alone says the case.
+        """
+        try:
+            case = self.cohort.case(name)
+        except DatasetError as error:
+            if path is None:
+                raise
+            raise DatasetError(f"--take {path}: {error} Say whose it is: --as CASE.") from error
         if case.split == "template":
             raise DatasetError(f"case {name} is a template: its label is in the data set and counts already.")
         return case
@@ -187,7 +192,10 @@ class Corrections:
         return cohort.label(case, path)
 
     def _add(self, case: Case, values: torch.Tensor, path: Path) -> Entry:
-        """Add a label, with what was changed of its proposal."""
+        """Add a label, with what was changed of its proposal; one that is there already changes nothing."""
+        known = self.reviewed.entries().get(case.name)
+        if known is not None and known.sha256 is not None and known.sha256 == checksum(path):
+            return known
         proposal = self._proposal(case)
         if proposal is None:
             entry = Entry(case.name, OUTLINED)

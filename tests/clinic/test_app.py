@@ -77,3 +77,13 @@ def test_a_damaged_scan_is_answered_with_a_sentence(server, phantom_dir, tmp_pat
     image.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Refused, match="^422: .*truncated or damaged.*"):
         server.infer(image, tmp_path / "found.nii.gz")
+
+
+def test_the_names_of_classes_are_read_again_when_the_bundle_changed(server):
+    path = server.bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert names["1"].lower() in server.get("/info/")["models"]["semisam_o1"]["labels"]
+    names["1"] = "renamed"
+    path.write_text(json.dumps(metadata))
+    assert "renamed" in server.get("/info/")["models"]["semisam_o1"]["labels"]

@@ -136,7 +136,7 @@ def test_results_that_are_gone_are_made_again(run, phantom_dir, copied, gone, ca
     for made in ("round_0/labels", "round_0/copied", "round_1/predictions", "round_1/labels", "pseudo_labels"):
         assert_same_labels(run / made, copied / made)
     assert_same_labels(run / "round_2" / "uncertainty", copied / "round_2" / "uncertainty")
-    assert "its results are gone" in capfd.readouterr().out
+    assert "its results are not there" in capfd.readouterr().out
 
 
 def test_work_files_that_nobody_needs_are_not_missed(phantom_dir, copied, capfd):

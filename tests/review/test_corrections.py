@@ -122,6 +122,20 @@ def test_a_label_in_a_file_of_another_name_is_refused_with_what_to_do(mine, tmp_
     file = shutil.copy(mine.pseudo_label("phantom_01"), tmp_path / "corrected.nii.gz")
     assert not review(mine.path, take=[file])[1]
     assert "has no case 'corrected'" in caplog.text and "Say whose it is: --as CASE." in caplog.text
+    caplog.clear()
+    file = shutil.copy(mine.pseudo_label("phantom_01"), tmp_path / "phantom_00.nii.gz")
+    assert not review(mine.path, take=[file])[1]
+    assert "phantom_00 is a template" in caplog.text and "--as" not in caplog.text
+
+
+def test_a_label_that_was_taken_is_no_news(mine, phantom_dir, tmp_path, caplog):
+    file = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz")
+    before = review(mine.path, take=[file])
+    row = entries(mine)
+    with caplog.at_level(logging.INFO):
+        assert review(mine.path, take=[file]) == before
+    assert entries(mine) == row and not Reviewed(mine.reviewed).earlier.exists()
+    assert "case phantom_01: corrected" in caplog.text and "already" in caplog.text
 
 
 def test_refusals_are_said_after_the_table(mine, capsys):
