@@ -75,7 +75,7 @@ def _on_studies(config: dict, options: argparse.Namespace):
     from semisam_o1.clinic.studies import beside
     from semisam_o1.clinic.training import on_studies
 
-    return on_studies(config, Path(options.dataset_dir), beside(options.output_dir))[1]
+    return on_studies(config, Path(options.dataset_dir), beside(options.output_dir), options.output_dir)[1]
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def review(options: argparse.Namespace) -> int:
     data, studies, later = options.data, None, {}
     with _warnings_last(), tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
-            studies = opened(data, data := made_for(options.run))
+            studies = opened(data, data := made_for(options.run), options.run)
             later = studies.write_later(Path(made))
         steps = (options.accept, options.take, options.case, options.reject, options.undo, list(later))
         text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
@@ -171,7 +171,7 @@ def monailabel_app(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _data_set(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """A data set, or one that is made of a studies folder for as long as the body runs; and the latter's templates."""
+    """A data set, or one that is made of a studies folder for the time of the body; and the templates of the latter."""
     from semisam_o1.clinic.studies import is_studies, opened
 
     if not is_studies(folder):

@@ -7,6 +7,7 @@ names beside it, so the same name may have another value in the next label.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -24,6 +25,7 @@ from semisam_o1.data.formats import case_name, format_of
 from semisam_o1.data.labels import read_label
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.files import checksum, read_json, remove, write_json
+from semisam_o1.lock import lock_folder
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
 
@@ -106,10 +108,15 @@ def made_for(run: str | Path) -> Path:
     return folder if (folder / STATE).is_file() else beside(run)
 
 
-def opened(studies: str | Path, folder: Path) -> DataSet:
-    """The data set of a studies folder in ``folder``, brought up to date."""
+def opened(studies: str | Path, folder: Path, run: str | Path | None = None) -> DataSet:
+    """The data set of a studies folder in ``folder``, brought up to date. ``run``: whose data set it is.
+
+    Raises:
+        DatasetError: the run is being worked on; its data set stays as it is.
+    """
     data = DataSet(folder)
-    data.update(Path(studies))
+    with contextlib.nullcontext() if run is None or not Path(run).is_dir() else lock_folder(run):
+        data.update(Path(studies))
     return data
 
 

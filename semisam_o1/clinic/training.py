@@ -90,7 +90,7 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
     device = processes.device() if processes.count() > 1 else str(config["device"])
     raw |= {"bundle_root": as_config(str(root)), "device": as_config(device)}
     raw |= {"output_dir": as_config(str(root / "run"))}
-    raw, job, refused = on_studies(raw, studies_of(items), root / "studies")
+    raw, job, refused = on_studies(raw, studies_of(items), root / "studies", root / "run")
     try:
         job.run()
     except StaleError as stale:
@@ -109,15 +109,15 @@ def train(config: Mapping[str, Any], items: Sequence[Mapping[str, str]]) -> None
     )  # fmt: skip
 
 
-def on_studies(config: dict, studies: Path, folder: Path) -> tuple[dict, Job, list[str]]:
-    """A job on a studies folder, of which a data set is made in ``folder``; later final labels are taken in.
+def on_studies(config: dict, studies: Path, folder: Path, run: str | Path) -> tuple[dict, Job, list[str]]:
+    """A job in the folder ``run`` on studies, of which a data set is made in ``folder``; later finals are taken in.
 
     Returns the raw config with that data set, the job, and the cases whose final label cannot be used.
 
     Raises:
-        UserError: a template's label or the settings cannot be used.
+        UserError: a template's label or the settings cannot be used, or the run is being worked on.
     """
-    data = opened(studies, folder)
+    data = opened(studies, folder, run)
     config = config | {"dataset_dir": as_config(str(folder))}
     if not config.get("template"):
         config["template"] = as_config(data.state["templates"])  # a final label counts, whatever a list says

@@ -14,7 +14,7 @@ from torch import nn
 class ManyClassUNet(UNet):
     """MONAI's `UNet`; with more classes than the first of ``channels``, a convolution of 1 voxel gives their logits.
 
-    The last level of MONAI's `UNet` has as many channels as there are classes: with 38 classes it takes three quarters
+    The last level of MONAI's `UNet` has as many channels as there are classes: with 38 classes it takes more than half
     of the time. Here it has at most ``channels[0]``. With fewer classes, the network is MONAI's, weights included.
 
     Args:

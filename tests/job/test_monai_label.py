@@ -18,6 +18,7 @@ from semisam_o1.clinic.next_scan import next_scan
 from semisam_o1.clinic.serving import RefuseUntrained
 from semisam_o1.clinic.studies import classes_of, segments_in
 from semisam_o1.job.review import review
+from semisam_o1.lock import lock_folder
 from semisam_o1.review.ranking import DEFAULT, REASONS
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
@@ -151,6 +152,11 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(taken.dataobj) == 1, np.asarray(truth.dataobj) == 2)
     del studies.objects["phantom_02"]["labels"]["final"]
     studies.save()
+    made = tmp_path / "r-studies" / "labels" / "phantom_01.nii.gz"
+    before = made.stat().st_mtime_ns
+    with lock_folder(run.path):  # a process works with the data set that was made: it stays as it is
+        assert main(command) == 2 and main(["review", str(run.path), "--data", str(studies.path)]) == 2
+        assert made.stat().st_mtime_ns == before and "is being worked on" in capsys.readouterr().err
     assert main(command) == 0
     assert set(Reviewed(run.reviewed).labels()) == {"phantom_00"}
 
