@@ -123,7 +123,7 @@ def test_commands_and_options_are_there(page):
     known = commands()
     options = {option for command in known.values() for option in command._option_string_actions}
     of_others = {"--config_file", "--bundle_root", "--dataset_dir", "--output_dir", "--num_rounds", "--round", "--ID"}
-    of_others |= {"--app", "--studies", "--host", "--conf"}  # of MONAI Label's server
+    of_others |= {"--app", "--studies", "--host", "--port", "--conf"}  # of MONAI Label's server
     of_others |= {"--tracking", "--tracking_uri", "--experiment_name", "--run_name", "--backend-store-uri"}
     of_others |= {"--filepath", "--ckpt_file", "--meta_file", "--converter_kwargs"}  # of MONAI's exports
     of_others |= {"--standalone", "--nproc_per_node"}  # of torchrun

@@ -167,7 +167,8 @@ class Corrections:
         except DatasetError as error:
             if path is None:
                 raise
-            raise DatasetError(f"--take {path}: {error} Say whose it is: --as CASE.") from error
+            what_to_do = "Say whose it is: --as CASE; a new scan goes into the data set first."
+            raise DatasetError(f"--take {path}: {error} {what_to_do}") from error
         if case.split == "template":
             raise DatasetError(f"case {name} is a template: its label is in the data set and counts already.")
         return case

@@ -121,7 +121,7 @@ def test_cases_that_are_none_of_the_pool_are_refused(mine, caplog):
 def test_a_label_in_a_file_of_another_name_is_refused_with_what_to_do(mine, tmp_path, caplog):
     file = shutil.copy(mine.pseudo_label("phantom_01"), tmp_path / "corrected.nii.gz")
     assert not review(mine.path, take=[file])[1]
-    assert "has no case 'corrected'" in caplog.text and "Say whose it is: --as CASE." in caplog.text
+    assert "has no case 'corrected'" in caplog.text and "Say whose it is: --as CASE; a new scan goes" in caplog.text
     caplog.clear()
     file = shutil.copy(mine.pseudo_label("phantom_01"), tmp_path / "phantom_00.nii.gz")
     assert not review(mine.path, take=[file])[1]
