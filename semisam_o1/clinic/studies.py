@@ -103,16 +103,15 @@ def beside(run: str | Path) -> Path:
 
 def made_for(run: str | Path) -> Path:
     """Where the data set lies that a run had made of a studies folder; `beside` it, if it had none."""
-    settings = RunFolder(run).read_record().get("settings", {})
-    folder = Path(settings.get("dataset_dir", ""))
-    return folder if (folder / STATE).is_file() else beside(run)
+    recorded = RunFolder(run).read_record().get("settings", {}).get("dataset_dir")
+    return Path(recorded) if recorded and Path(recorded, STATE).is_file() else beside(run)
 
 
 def opened(studies: str | Path, folder: Path, run: str | Path | None = None) -> DataSet:
     """The data set of a studies folder in ``folder``, brought up to date. ``run``: whose data set it is.
 
     Raises:
-        DatasetError: the run is being worked on; its data set stays as it is.
+        UserError: the run is being worked on; its data set stays as it is.
     """
     data = DataSet(folder)
     with contextlib.nullcontext() if run is None or not Path(run).is_dir() else lock_folder(run):

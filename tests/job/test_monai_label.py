@@ -16,12 +16,12 @@ import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.clinic.next_scan import next_scan
 from semisam_o1.clinic.serving import RefuseUntrained
-from semisam_o1.clinic.studies import classes_of, segments_in
+from semisam_o1.clinic.studies import classes_of, made_for, segments_in
 from semisam_o1.job.review import review
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.ranking import DEFAULT, REASONS
 from semisam_o1.reviewed import Reviewed
-from semisam_o1.runfolder import RunFolder
+from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import UserError
 from tests.jobs import SMALL, labels, small
 
@@ -188,6 +188,21 @@ def test_a_folder_of_somebody_else_is_left_alone(studies, tmp_path, capsys):
     label.write_bytes(b"the only copy")
     assert main(["run", str(studies.path), "--output", str(tmp_path / "r"), *small(num_rounds=0)]) == 2
     assert label.read_bytes() == b"the only copy" and "Move it away" in capsys.readouterr().err
+
+
+def test_where_a_run_has_its_data_set_is_what_it_recorded(tmp_path, monkeypatch):
+    run, made = tmp_path / "r", tmp_path / "made"
+    for folder in (run, made):
+        folder.mkdir()
+    (made / "finals.json").write_text("{}")
+    monkeypatch.chdir(made)
+    assert made_for(run) == tmp_path / "r-studies"  # nothing recorded: not the working directory
+    record = {"layout": LAYOUT, "settings": {"dataset_dir": str(made)}, "classes": {}, "template": [], "stages": []}
+    record |= {"rounds": 0, "best_round": 0, "set_aside": {}, "warnings": []}
+    (run / "run.json").write_text(json.dumps(record))
+    assert made_for(run) == made
+    (made / "finals.json").unlink()
+    assert made_for(run) == tmp_path / "r-studies"
 
 
 def test_before_a_training_the_first_image_is_next(studies):
