@@ -13,13 +13,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from semisam_o1.kinds import refuse_wrong
 from semisam_o1.literals import as_config, printable
 from semisam_o1.options import OF_SCANS, READER_IDS, pairs, read
 from semisam_o1.types import DatasetError
 from semisam_o1.workflows import CONFIGS, config_files, execute, overrides, preset, workflow
+
+if TYPE_CHECKING:
+    from semisam_o1.clinic.studies import DataSet
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -170,20 +173,21 @@ def monailabel_app(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _data_set(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """A data set, or one that is made of a studies folder for the time of the body; and the templates of the latter."""
+def _data_set(folder: str) -> Iterator[tuple[str, DataSet | None]]:
+    """A data set, or one that is made of a studies folder for the time of the body; and the latter."""
     from semisam_o1.clinic.studies import is_studies, opened
 
     if not is_studies(folder):
-        yield folder, []
+        yield folder, None
         return
     with tempfile.TemporaryDirectory() as made:
-        yield made, opened(folder, Path(made)).state["templates"]
+        yield made, opened(folder, Path(made))
 
 
 def validate(options: argparse.Namespace) -> None:
-    with _data_set(options.dataset_dir) as (options.dataset_dir, templates):
-        options.template = options.template or templates
+    with _data_set(options.dataset_dir) as (options.dataset_dir, studies):
+        if studies is not None and not options.template:
+            options.template = studies.templates
         _say_valid(options)
 
 
@@ -229,7 +233,8 @@ def suggest(options: argparse.Namespace) -> None:
     refuse_wrong(settings)
     of_reader = {name: settings.pop(name) for name in READER_IDS if name in settings}
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with _data_set(options.dataset_dir) as (data, outlined):
+    with _data_set(options.dataset_dir) as (data, studies):
+        outlined = studies.state["templates"] if studies else []
         found = suggest_template(
             data,
             options.output,

@@ -33,6 +33,7 @@ log = logging.getLogger("semisam_o1")
 STORE = "datastore_v2.json"
 STATE = "finals.json"  # in the data set that is made of a studies folder
 FINAL = "final"
+NO_FINAL = "No scan has a final label yet. Submit the label of one scan, then train."
 
 
 class Final(NamedTuple):
@@ -55,7 +56,7 @@ def studies_of(items: Sequence[Mapping[str, str]]) -> Path:
         UserError: there is no item, or none from such a folder.
     """
     if not items:
-        raise UserError("No scan has a final label yet. Submit the label of one scan, then train.")
+        raise UserError(NO_FINAL)
     for path in (Path(items[0]["label"]).parent.parent, Path(items[0]["image"])):  # an image may be a link
         if (path.parent / STORE).is_file():
             return path.parent
@@ -203,6 +204,17 @@ class DataSet:
             else:
                 written[path] = final
         return written
+
+    @property
+    def templates(self) -> list[str]:
+        """The cases that are templates.
+
+        Raises:
+            UserError: no scan has a final label.
+        """
+        if not self.state["templates"]:
+            raise UserError(NO_FINAL)
+        return self.state["templates"]
 
     @property
     def later(self) -> list[Final]:

@@ -120,7 +120,7 @@ def on_studies(config: dict, studies: Path, folder: Path, run: str | Path) -> tu
     data = opened(studies, folder, run)
     config = config | {"dataset_dir": as_config(str(folder))}
     if not config.get("template"):
-        config["template"] = as_config(data.state["templates"])  # a final label counts, whatever a list says
+        config["template"] = as_config(data.templates)  # a final label counts, whatever a list says
     job = Job(config)
     return config, job, take(data, job)
 

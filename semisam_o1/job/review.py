@@ -76,9 +76,10 @@ def review(
                 log.warning("%s", error)
                 refused += 1
         undone = {str(name) for name in undo}
-        for entry in corrections.take_saved(but=undone):
+        saved, unfit = corrections.take_saved(but=undone)
+        for entry in saved:
             log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, said(entry))
-        return table(run, cohort, corrections.reviewed.entries(), strategy), not refused
+        return table(run, cohort, corrections.reviewed.entries(), strategy), not (refused or unfit)
 
 
 def refuse_contradictions(steps: Sequence[tuple[str, str]]) -> None:
@@ -102,6 +103,9 @@ def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> Non
         return
     known = corrections.reviewed.entries()
     entry = corrections.take(of, case) if what == "take" else getattr(corrections, what)(of)
+    if entry is None:
+        log.info("%s: the label of a template, as in the data set: it counts already", of)
+        return
     log.info("case %s: %s%s", entry.case, said(entry), " already" if entry == known.get(entry.case) else "")
 
 

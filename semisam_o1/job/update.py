@@ -30,7 +30,7 @@ def take_in(job: Job) -> dict[str, Any]:
     if folder := job.config.setting("reviewed"):
         for entry in corrections.import_from(folder):
             log.info("case %s: %s, from %s", entry.case, entry.what, folder)
-    for entry in corrections.take_saved():
+    for entry in corrections.take_saved()[0]:
         log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, entry.what)
     labels, rejected = corrections.usable(), corrections.reviewed.rejected()
     job.config.cohort = job.cohort.with_reviewed(labels, rejected)

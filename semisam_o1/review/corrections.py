@@ -49,20 +49,22 @@ class Corrections:
                     changed.append(case.name)
         return changed
 
-    def take_saved(self, but: Collection[str] = ()) -> list[Entry]:
-        """Take every label that was saved in place, but for some cases.
+    def take_saved(self, but: Collection[str] = ()) -> tuple[list[Entry], list[str]]:
+        """Take every label that was saved in place, but for some cases; returns what was taken, and what was refused.
 
         A label that does not fit is named in a warning and stays where it is.
         """
-        taken = []
+        taken, refused = [], []
         for name in self.saved_in_place():
             if name in but:
                 continue
             try:
-                taken.append(self.take(self.run.pseudo_label(name), name))
+                case, path = self._case(name), self.run.pseudo_label(name)
+                taken.append(self._add(case, self._read(case, path), path))
             except DatasetError as error:
                 log.warning("%s It is not used, and stays where it is.", error)
-        return taken
+                refused.append(name)
+        return taken, refused
 
     def usable(self) -> dict[str, Path]:
         """Case -> label, of all that people gave and that fits its scan, in the order in which they came.
@@ -87,8 +89,10 @@ class Corrections:
             found[name] = path
         return found
 
-    def take(self, path: str | Path, name: str | None = None) -> Entry:
-        """Take a label that a person made. ``name``: its case; by default the name of the file says it.
+    def take(self, path: str | Path, name: str | None = None) -> Entry | None:
+        """Take a label that a person made; returns None for the label of a template as the data set has it.
+
+        ``name``: its case; by default the name of the file says it.
 
         Raises:
             DatasetError: there is no such case, or the label cannot be used; the message says why.
@@ -96,7 +100,11 @@ class Corrections:
         path = Path(path)
         if not path.is_file():
             raise DatasetError(f"--take {path}: there is no such file.")
-        case = self._case(name or match(path.name, [case.name for case in self.cohort.cases]), None if name else path)
+        name, unnamed = name or match(path.name, [case.name for case in self.cohort.cases]), None if name else path
+        for template in self.cohort.templates:
+            if template.name == name and torch.equal(self._read(template, path), self.cohort.label(template)):
+                return None
+        case = self._case(name, unnamed)
         return self._add(case, self._read(case, path), path)
 
     def accept(self, name: str) -> Entry:
@@ -170,7 +178,7 @@ class Corrections:
             what_to_do = "Say whose it is: --as CASE; a new scan goes into the data set first."
             raise DatasetError(f"--take {path}: {error} {what_to_do}") from error
         if case.split == "template":
-            raise DatasetError(f"case {name} is a template: its label is in the data set and counts already.")
+            raise DatasetError(f"case {name} is a template: its label in the data set counts. Change that one instead.")
         return case
 
     def _read(self, case: Case, path: Path) -> torch.Tensor:

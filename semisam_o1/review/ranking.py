@@ -69,7 +69,7 @@ STRATEGIES: dict[str, Callable[[Known], np.ndarray]] = {
 REASONS = {
     "worst predicted": "the lowest predicted Dice",
     "most uncertain": "the highest uncertainty",
-    "most typical": "its label would serve the scans best that are least like a labelled one, itself among them",
+    "most typical": "the best example of the scans that no labelled scan resembles",
     "expected win": "its correction should improve the labels of the pool most",
 }
 DEFAULT = "most typical"

@@ -125,6 +125,9 @@ def test_one_final_label_trains_on_all_scans(studies, monkeypatch, capfd):
 
 def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     """A final label is the template whatever a list says; later ones are corrections, by the names of their classes."""
+    studies.save()
+    for command in (["validate", str(studies.path)], ["run", str(studies.path), "--output", str(tmp_path / "none")]):
+        assert main(command) == 2 and "No scan has a final label yet" in capsys.readouterr().err
     studies.submit(1, TURNED)
     studies.save()
     (studies.path / "train.txt").write_text("phantom_00\nphantom_01\nphantom_02\n")

@@ -128,6 +128,22 @@ def test_a_label_in_a_file_of_another_name_is_refused_with_what_to_do(mine, tmp_
     assert "phantom_00 is a template" in caplog.text and "--as" not in caplog.text
 
 
+def test_the_label_of_a_template_counts_already_and_another_one_is_refused(mine, phantom_dir, tmp_path, caplog):
+    file = truth_of(phantom_dir, "phantom_00", tmp_path / "phantom_00.nii.gz")
+    with caplog.at_level(logging.INFO):
+        assert review(mine.path, take=[file])[1]
+    assert "it counts already" in caplog.text and entries(mine) == {}
+    wrong = shutil.copy(mine.pseudo_label("phantom_01"), file)
+    assert not review(mine.path, take=[wrong])[1] and entries(mine) == {}
+
+
+def test_a_label_saved_in_place_that_does_not_fit_is_said_by_the_status(mine, caplog):
+    saved = mine.pseudo_label("phantom_02")
+    saved.write_bytes(b"no image")
+    assert not review(mine.path)[1]
+    assert "stays where it is" in caplog.text and saved.read_bytes() == b"no image" and entries(mine) == {}
+
+
 def test_a_label_that_was_taken_is_no_news(mine, phantom_dir, tmp_path, caplog):
     file = truth_of(phantom_dir, "phantom_01", tmp_path / "phantom_01.nii.gz")
     before = review(mine.path, take=[file])
