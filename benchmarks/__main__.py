@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    corrected_runs,
     corrections,
     cropped,
     damaged,
@@ -20,8 +21,8 @@ from benchmarks import (
 )
 
 MODULES = (
-    propagation, quality, perturbed, turned, cropped, damaged, suggested, corrections, monai_label, rounds, encoder,
-    store, neighbours, odd_files,
+    propagation, quality, perturbed, turned, cropped, damaged, suggested, corrections, corrected_runs, monai_label,
+    rounds, encoder, store, neighbours, odd_files,
 )  # fmt: skip
 BENCHMARKS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 

@@ -56,6 +56,12 @@ def options(parser) -> None:
     parser.add_argument("--work", metavar="FOLDER", help="keep features and first pass, so that a killed run goes on")
 
 
+def never_touched(names: Sequence[str]) -> list[str]:
+    """A third of a pool, drawn by a fixed seed."""
+    order = np.random.RandomState(SEED).permutation(len(names))
+    return [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
+
+
 class Remembering(LabelFusion):
     """Label fusion that carries an atlas to a scan once; ``known`` holds what was carried to the scan at hand."""
 
@@ -75,11 +81,9 @@ class Pool:
         self.cohort, self.store, self.run, self.truths = cohort, store, run, truths
         self.records = run.round(0).work("first")
         names = [case.name for case in cohort.pool if self.records.has(case.name, "alignments")]
-        order = np.random.RandomState(SEED).permutation(len(names))
-        drawn_names = [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
         tests = [case.name for case in cohort.test if self.records.has(case.name, "alignments")]
         self.carried: dict[str, dict] = {}  # scan -> what was carried to it
-        self.judges = dict.fromkeys(drawn_names, "pool") | dict.fromkeys(tests, "test")  # scan -> its list
+        self.judges = dict.fromkeys(never_touched(names), "pool") | dict.fromkeys(tests, "test")  # scan -> its list
         self.free = [name for name in names if name not in self.judges]
 
     def touched(self, names: Sequence[str]) -> Cohort:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from benchmarks import corrections, cropped, damaged, rivals, turned
+from benchmarks import corrected_runs, corrections, cropped, damaged, rivals, turned
 from benchmarks.__main__ import main
 from benchmarks.pools import Rows, Scan, fill, propagated_dice
 from semisam_o1.data.datasets import open_cohort
@@ -16,6 +16,7 @@ from semisam_o1.data.phantoms import write_demo_data
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.tables import TEXT, read_rows
+from tests.jobs import small
 
 KEYS = {"set": TEXT, "method": TEXT, "case": TEXT}
 
@@ -204,3 +205,19 @@ def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, c
     bench(monkeypatch, *command)
     again = read_rows(table, corrections.COLUMNS)
     assert sorted(again, key=str) == sorted(rows, key=str) and capsys.readouterr().out == said
+
+
+@pytest.mark.slow
+def test_whole_runs_go_on_from_the_rows_that_are_there(phantom_dir, tmp_path, monkeypatch, capsys):
+    """With two labelled scans the judge's label is another one; a row that is there starts no run."""
+    table = tmp_path / "t.csv"
+    command = ["corrected_runs", phantom_dir, "--points", 1, 2, 9, "--no-ceiling", "--table", table]
+    command += ["--work", tmp_path / "w", "--set", *small(num_rounds=0)[1:]]
+    bench(monkeypatch, *command)
+    one, two = (row for row in read_rows(table, corrected_runs.COLUMNS) if row["judges"] == "pool")
+    assert (one["labelled"], two["labelled"], one["case"]) == ("1", "2", two["case"])
+    assert one["handed_out"] == one["round_0"] != two["round_0"] == two["handed_out"]
+    monkeypatch.setattr(corrected_runs, "start", None)
+    said = capsys.readouterr().out
+    bench(monkeypatch, *command)
+    assert capsys.readouterr().out == said

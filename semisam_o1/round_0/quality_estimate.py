@@ -106,19 +106,29 @@ def copies_evidence(run: RunFolder, round: int) -> tuple[list[np.ndarray], list[
 def copies_compared(run: RunFolder, round: int) -> list[tuple[float, float, float]]:
     """Of each copy that the network of ``round`` labelled: mean Dice of its label and of round 0's, and of both.
 
-    A small class, which copies have no voxels for, counts if the network gives it to no voxel: then it is lost. A copy
-    in which no class counts is left out.
+    A small class, which copies have no voxels for, counts if the network gives it to no voxel: then it is lost. If no
+    class counts, small ones do on tokens, as far as they fill any. A copy in which none does is left out.
     """
     found = []
     for label, probabilities, truth, small in _labelled_copies(run, round):
-        first, lost = hard(probabilities), (label[1:].flatten(1).sum(1) == 0).numpy()
-        dices = [soft_dices(*pair).numpy() for pair in ((label, truth), (first, truth), (label, first))]
-        for known, of_small in zip(dices, (np.zeros_like(small), small, np.zeros_like(small))):
-            known[:] = np.where(np.isnan(small), known, np.where(lost, of_small, np.nan))
+        first, empty = hard(probabilities), np.zeros_like(small)
+        lost, filled = _nowhere(label), ~(_nowhere(first) | _nowhere(truth))
+        on_tokens = [soft_dices(*pair).numpy() for pair in ((label, truth), (first, truth), (label, first))]
+        dices = [
+            np.where(np.isnan(small), known, np.where(lost, of_small, np.nan))
+            for known, of_small in zip(on_tokens, (empty, small, empty))
+        ]
+        if np.isnan(dices[0]).all():
+            dices = [np.where(filled, known, np.nan) for known in on_tokens]
         if not any(np.isnan(known).all() for known in dices):
             of_network, of_round_0, both = (float(np.nanmean(known)) for known in dices)
             found.append((of_network, of_round_0, both))
     return found
+
+
+def _nowhere(label: Probabilities) -> np.ndarray:
+    """Which foreground classes of a one-hot ``label`` have no voxel, (classes,)."""
+    return (label[1:].flatten(1).sum(1) == 0).numpy()
 
 
 def _labelled_copies(

@@ -117,6 +117,10 @@ def test_a_small_class_that_the_network_never_gives_is_a_loss(tmp_path):
     assert copies_compared(run, 1) == [(1, 1, 1)]
     small["small_dice"] = np.array([0.8, 0.4])
     run.round(0).work("copies").save("copy_1", {"probabilities": probabilities}, small)
+    label(run.round(1).copy("copy_1"), 1, 0, 2)
+    assert copies_compared(run, 1) == [pytest.approx((2 / 3, 1, 2 / 3))]  # all are small: class 1 counts on tokens
+    small["truth"] = torch.zeros_like(truth)
+    run.round(0).work("copies").save("copy_1", {"probabilities": probabilities}, small)
     assert copies_compared(run, 1) == []  # no class can be compared
 
 
