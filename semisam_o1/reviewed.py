@@ -59,7 +59,7 @@ class Reviewed:
         Raises:
             UserError: the table is damaged, or a label is not there.
         """
-        found = {entry.case: entry for entry in self._read(self.table)}
+        found = self.rows()
         for entry in found.values():
             if entry.what != REJECTED and not self.label(entry.case).is_file():
                 raise UserError(
@@ -67,6 +67,24 @@ class Reviewed:
                     f"Restore it, or take the step back: semisam-o1 review RUN --undo {entry.case}."
                 )
         return found
+
+    def rows(self) -> dict[str, Entry]:
+        """As `entries`, also if a label is not there."""
+        return {entry.case: entry for entry in self._read(self.table)}
+
+    def recover(self) -> None:
+        """Put back labels that a killed process left under an earlier name."""
+        for entry in self.rows().values():
+            if entry.sha256 and not self.label(entry.case).is_file() and (kept := self._kept(entry)) is not None:
+                kept.rename(self.label(entry.case))
+
+    def has(self, case: str, path: Path) -> bool:
+        """Whether a person gave the file at ``path`` as the label of a case, now or earlier."""
+        return any(checksum(kept) == checksum(path) for kept in versions(self.label(case)))
+
+    def _kept(self, entry: Entry) -> Path | None:
+        """The file that holds the label of an entry, whatever its name."""
+        return next((path for path in versions(self.label(entry.case)) if checksum(path) == entry.sha256), None)
 
     def labels(self) -> dict[str, Path]:
         """Case -> label, in the order in which they came."""
@@ -77,15 +95,16 @@ class Reviewed:
 
     def add(self, entry: Entry, label: Path | None = None) -> Entry:
         """Add what was done with a case, and a copy of its ``label``; returns the entry with time and checksum."""
-        rows = {row.case: row for row in self._read(self.table)}
+        rows = self.rows()
         before = rows.pop(entry.case, None)
-        self._set_aside(entry.case, unless=None if label is None else checksum(label))
-        sha256 = None
-        if label is not None:
-            if not self.label(entry.case).is_file():
-                with atomic_write(self.label(entry.case)) as aside:
-                    shutil.copyfile(label, aside)
-            sha256 = checksum(self.label(entry.case))
+        sha256 = None if label is None else checksum(label)
+        own = self.label(entry.case)
+        if label is None:
+            self._set_aside(entry.case)
+        elif not own.is_file() or checksum(own) != sha256:
+            with atomic_write(own) as aside:
+                shutil.copyfile(label, aside)
+                self._set_aside(entry.case)  # when the new one is whole
         entry = entry._replace(when=entry.when or time.strftime("%Y-%m-%d %H:%M:%S"), sha256=sha256)
         if before is not None:
             self._write(self.earlier, [*self._read(self.earlier), before])
@@ -98,17 +117,18 @@ class Reviewed:
         Raises:
             UserError: nothing was done with the case.
         """
-        rows = {row.case: row for row in self._read(self.table)}
+        rows = self.rows()
         if rows.pop(case, None) is None:
             raise UserError(f"--undo {case}: nothing was given for it; reviewed are {', '.join(rows) or 'none'}.")
         earlier = self._read(self.earlier)
         before = next((entry for entry in reversed(earlier) if entry.case == case), None)
-        self._set_aside(case)
+        kept = None if before is None or not before.sha256 else self._kept(before)
+        if before is not None and before.sha256 and kept is None:
+            raise UserError(f"--undo {case}: its earlier label is no longer in {self.folder}. Restore it.")
+        if kept != self.label(case):
+            self._set_aside(case)
         if before is not None:
-            if before.sha256:
-                kept = next((path for path in versions(self.label(case)) if checksum(path) == before.sha256), None)
-                if kept is None:
-                    raise UserError(f"--undo {case}: its earlier label is no longer in {self.folder}. Restore it.")
+            if kept is not None:
                 kept.rename(self.label(case))
             rows[case] = before
             place = len(earlier) - 1 - earlier[::-1].index(before)
@@ -116,10 +136,10 @@ class Reviewed:
         self._write(self.table, rows.values())
         return before
 
-    def _set_aside(self, case: str, unless: str | None = None) -> None:
-        """Give the present label of a case a name with a date, unless it has the checksum ``unless``."""
+    def _set_aside(self, case: str) -> None:
+        """Give the present label of a case a name with a date."""
         label = self.label(case)
-        if label.is_file() and checksum(label) != unless:
+        if label.is_file():
             label.rename(dated(label))
 
     def _read(self, path: Path) -> list[Entry]:

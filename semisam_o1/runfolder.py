@@ -27,7 +27,7 @@ RECORD: dict[str, tuple[type, ...]] = {
     "settings": (dict,), "classes": (dict, str), "template": (list, str), "rounds": (int,), "best_round": (int,),
     "labels_round": (int,), "stages": (list, dict), "set_aside": (dict, str), "failed": (dict, str),
     "warnings": (list, str), "corrections": (list, dict), "more_rounds": (int,),
-    "handed_out": (list, dict),
+    "handed_out": (list, dict), "imported": (dict, str), "stale": (list, str),
 }  # fmt: skip
 LATER = {
     "failed",
@@ -35,6 +35,8 @@ LATER = {
     "corrections",
     "more_rounds",
     "handed_out",
+    "imported",
+    "stale",
 }  # entries that run.json did not always have
 JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
 # Columns of quality.csv: the fields of `round_0.quality.Quality`, then one for each class.

@@ -10,6 +10,7 @@ from pathlib import Path
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.pseudonyms import refuse_key_in
 from semisam_o1.files import PARTIAL, PARTIAL_NAME, hdf5_names, remove
+from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RoundFolder, RunFolder
 from semisam_o1.types import DatasetError
 
@@ -108,6 +109,7 @@ def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, name
 def recover(run: RunFolder) -> None:
     """Remove what a killed process was writing, and put back or keep what it had moved aside."""
     run.ledger.recover()
+    Reviewed(run.reviewed).recover()
     for partial in run.path.rglob(f"{PARTIAL}*"):
         if PARTIAL_NAME.fullmatch(partial.name):
             remove(partial)

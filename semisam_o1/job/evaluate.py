@@ -9,12 +9,14 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from semisam_o1.data.cohort import Cohort
 from semisam_o1.job import results
 from semisam_o1.job.bundle import trained_config
 from semisam_o1.job.config import Config, override
 from semisam_o1.job.reopen import cohort_of
 from semisam_o1.ledger import State
 from semisam_o1.literals import as_config
+from semisam_o1.lock import lock_folder
 from semisam_o1.report.metrics import read_csv, summary_text, write_csv
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
@@ -42,20 +44,25 @@ def evaluate_run(
     record = folder.read_record()
     if not record:
         raise DatasetError(f"{run}: no run.json there; expected the folder of a run.")
-    settings = record["settings"]
-    number = record["best_round"]
-    if number and overrides:
+    if record["best_round"] and overrides:
         Config(prediction(folder, overrides).get())  # also if nothing is left to predict
-    cohort = cohort_of(folder, dataset_dir, pseudonyms)
-    reviewed = Reviewed(folder.reviewed)
+    with lock_folder(folder.path):
+        return _scored(folder, record, cohort_of(folder, dataset_dir, pseudonyms), split, overrides or {})
+
+
+def _scored(
+    folder: RunFolder, record: Mapping[str, Any], cohort: Cohort, split: str, overrides: Mapping[str, Any]
+) -> str:
+    """See `evaluate_run`."""
+    number, reviewed = record["best_round"], Reviewed(folder.reviewed)
     cohort = cohort.with_reviewed(reviewed.labels(), reviewed.rejected())
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:
-        predict(folder, number, missing, overrides or {})
-    definition = settings["metric_definition"]
+        predict(folder, number, missing, overrides)
+    definition = record["settings"]["metric_definition"]
     rows = results.scores(folder, cohort, [split], record["rounds"], definition)
     if not rows:
-        raise DatasetError(f"{dataset_dir}: no case of '{split}' has both a label of this run and the truth.")
+        raise DatasetError(f"{cohort.root}: no case of '{split}' has both a label of this run and the truth.")
     untouched = folder.ledger.state(folder.metrics) is State.OURS  # a table that a person changed is used for nothing
     written = {row["split"] for row in rows}
     others = [row for row in read_csv(folder.metrics) if row["split"] not in written] if untouched else []

@@ -83,11 +83,11 @@ class Job:
             if not journal.done and (lost := lost_classes(self.config)):
                 log.warning("classes that are too small:\n%s", table(lost))
             complete = self._is_complete(journal)
-            stale = learn(self, self._given, journal.done, complete)
-            if stale is not None:
+            news = learn(self, self._given, journal.done, complete)
+            if news:
                 self._plan_rounds()
                 journal.half_done_fits = False
-            again = lacking(self, journal.done, complete and stale is None)
+            again, stale = lacking(self, journal.done, complete and not news), self.record.stale
             if not complete:
                 remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
             for stage in self._stages():
@@ -95,7 +95,7 @@ class Job:
                     self._work(stage)
                     journal.add(stage.name)
                 elif stage.name in again:
-                    self._repeat(stage, again[stage.name], [*journal.came, *(stale or ())])
+                    self._repeat(stage, again[stage.name], [*journal.came, *stale])
             self.finish()
 
     def propagate(self) -> None:
@@ -132,11 +132,12 @@ class Job:
         folder = self.run_folder.round(0)
         if not all(folder.label(case.name).exists() for case in self.cohort.pool):
             claim(self.run_folder, self.cohort)
-            take_in(self)
-            self.record.write()
-            self._work(ROUND_0[0])
-            self._propagate_anew()
-            self._judge_round_0()
+            with lock_folder(self.run_folder.path):
+                take_in(self)
+                self.record.write()
+                self._work(ROUND_0[0])
+                self._propagate_anew()
+                self._judge_round_0()
 
     def evaluate(self, splits: Sequence[str] = ("pool", "val", "test")) -> list[dict]:
         """Rows of metrics.csv for all labels in the run folder that have truth."""
@@ -269,7 +270,9 @@ class Job:
             if journal.done:
                 log.info("going on after: %s", ", ".join(journal.done))
             self._tell_of_scans(journal)
-            self.record.take_up()
+            step = self.config.setting("restart_from")
+            if step is None or round_of(step):  # otherwise all steps on which a scan fails are done again
+                self.record.take_up()
         else:
             self.record.stages = []
             journal.begin()

@@ -31,6 +31,8 @@ class RunRecord:
             something, the labels (case -> SHA-256), the rejected scans, the round after which they came, and the round
             that they call for, if any.
         more_rounds: the rounds that were added for corrections.
+        imported: case -> what was taken from another run for it, see `review.corrections.mark`.
+        stale: scans whose label of round 0 has to be fused again, because of corrections.
         handed_out: the labels that were handed out after so many ``corrections``, see `report.curve.handed_out`.
         warnings: problems that a user of the labels must know.
     """
@@ -45,6 +47,8 @@ class RunRecord:
         self.corrections: list[dict] = kept.get("corrections", [])
         self.more_rounds: int = kept.get("more_rounds", 0)
         self.handed_out: list[dict] = kept.get("handed_out", [])
+        self.imported: dict[str, str] = kept.get("imported", {})
+        self.stale: list[str] = kept.get("stale", [])
         self.warnings: Sequence[str] = ()
         self._kept_failed = kept.get("failed", {})
 
@@ -100,6 +104,8 @@ class RunRecord:
             "corrections": self.corrections,
             "more_rounds": self.more_rounds,
             "handed_out": self.handed_out,
+            "imported": self.imported,
+            "stale": self.stale,
             "stages": self.stages,
             "settings": config.settings | place,
         }

@@ -37,10 +37,13 @@ def hand_out(folder: RoundFolder, run: RunFolder, cases: Sequence[Case], touched
     """
     for case in cases:
         own, out = folder.final(case.name), run.pseudo_label(case.name)
-        if case.name not in touched and run.ledger.state(out) is State.CHANGED:
-            log.warning("case %s: %s is yours, not taken, and stays; the run's own is %s", case.name, out, own)
-            continue
         label = touched.get(case.name, own)
+        if run.ledger.state(out) is State.CHANGED:
+            known = Reviewed(run.reviewed).has(case.name, out)
+            if not known or (case.split == "pool" and case.name not in touched):
+                log.warning("case %s: %s is yours, not taken, and stays; the run's own is %s", case.name, out, own)
+            if not known or case.name not in touched:
+                continue
         if label.exists():
             with run.ledger.writing(out) as aside:
                 shutil.copyfile(label, aside)

@@ -69,16 +69,15 @@ def review(
         steps = [("accept", name, None) for name in accept] + [("take", path, case) for path in take]
         steps += [("take", path, None) for path in submitted]
         steps += [("reject", name, None) for name in reject] + [("undo", name, None) for name in undo]
+        saved, unfit = corrections.take_saved(but={str(name) for name in undo})  # first: a step is a later word
+        for entry in saved:
+            log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, said(entry))
         for what, of, whose in steps:
             try:
                 _step(corrections, what, of, whose)
             except UserError as error:
                 log.warning("%s", error)
                 refused += 1
-        undone = {str(name) for name in undo}
-        saved, unfit = corrections.take_saved(but=undone)
-        for entry in saved:
-            log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, said(entry))
         return table(run, cohort, corrections.reviewed.entries(), strategy), not (refused or unfit)
 
 
@@ -101,7 +100,7 @@ def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> Non
         before = corrections.undo(of)
         log.info("case %s: %s", of, f"is {said(before)} again" if before else "is untouched again")
         return
-    known = corrections.reviewed.entries()
+    known = corrections.reviewed.rows()
     entry = corrections.take(of, case) if what == "take" else getattr(corrections, what)(of)
     if entry is None:
         log.info("%s: the label of a template, as in the data set: it counts already", of)

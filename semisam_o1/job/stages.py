@@ -104,13 +104,19 @@ def lacking_first_pass(job: Job, round: int, later: bool) -> list[Case]:
 def label_fusion(job: Job, round: int, cases: Cases = None) -> None:
     """Multi-atlas label fusion: fuse each label with those of the most similar scans."""
     over_cases(job, job.config.build("propagation#label_fusion"), cases_of_round_0(job) if cases is None else cases)
+    job.record.stale = []
+    job.record.write()
 
 
 def lacking_labels(job: Job, round: int, later: bool) -> list[Case]:
-    """Of round 0: labels and confidences."""
-    folder = job.run_folder.round(0)
+    """Of round 0: labels and confidences, those that corrections made stale included."""
+    folder, stale = job.run_folder.round(0), job.record.stale
     files = (folder.label, folder.confidence)
-    return [case for case in cases_of_round_0(job) if not all(file(case.name).is_file() for file in files)]
+    return [
+        case
+        for case in cases_of_round_0(job)
+        if case.name in stale or not all(file(case.name).is_file() for file in files)
+    ]
 
 
 def copies(job: Job, round: int, cases: Cases = None) -> None:

@@ -7,12 +7,12 @@ training from the last weights. Features and alignments stay.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from semisam_o1.files import checksum, remove
 from semisam_o1.job.stages import FUSION, cases_of_round_0
-from semisam_o1.review.corrections import Corrections
+from semisam_o1.review.corrections import Corrections, mark
 from semisam_o1.round_0.label_fusion import LabelFusion
 from semisam_o1.round_0.passes import Fused
 from semisam_o1.types import Case
@@ -28,8 +28,9 @@ def take_in(job: Job) -> dict[str, Any]:
     """Take in what people gave: the cohort knows it from here on. Returns it, for `RunRecord.corrections`."""
     corrections = Corrections(job.run_folder, job.cohort)
     if folder := job.config.setting("reviewed"):
-        for entry in corrections.import_from(folder):
+        for entry in corrections.import_from(folder, job.record.imported):
             log.info("case %s: %s, from %s", entry.case, entry.what, folder)
+            job.record.imported[entry.case] = mark(entry)
     for entry in corrections.take_saved()[0]:
         log.info("case %s: your label in pseudo_labels is taken as %s", entry.case, entry.what)
     labels, rejected = corrections.usable(), corrections.reviewed.rejected()
@@ -38,10 +39,11 @@ def take_in(job: Job) -> dict[str, Any]:
     return {"labels": used, "rejected": rejected}
 
 
-def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) -> list[str] | None:
-    """Remove the results that what people gave makes stale, and plan one more round if all are finished.
+def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) -> bool:
+    """Remove the results that what people gave makes stale, and plan one more round if no other one is to train.
 
-    Returns the stale scans of round 0; None if nothing was given since the last start.
+    The stale scans of round 0 stand in the record until their labels are fused again. Returns whether anything was
+    given since the last start.
 
     Args:
         given: see `take_in`. done: the finished steps; complete: all are.
@@ -49,10 +51,12 @@ def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) 
     record = job.record
     before = record.corrections[-1] if record.corrections else NOTHING
     if all(given[key] == before[key] for key in NOTHING):
-        return None
+        return False
     last = max((int(step.split("/")[0][6:]) for step in done if step.startswith("round_")), default=0)
-    stale = stale_scans(job) if FUSION in done and job.config.setting("label_fusion") else []
-    trained = complete and last > 0
+    changed = {name for name, found in before["labels"].items() if given["labels"].get(name, found) != found}
+    stale = stale_scans(job, changed) if FUSION in done and job.config.setting("label_fusion") else []
+    all_trained = not job.auto and last == record.rounds and f"round_{last}/training" in done
+    trained = last > 0 and (complete or all_trained)
     say_plan(job, given, before, stale, last + 1 if trained else None)
     folder = job.run_folder.round(0)
     for case in stale:  # before it is recorded: a start that is killed here finds them stale again
@@ -65,12 +69,16 @@ def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) 
     if trained:
         record.more_rounds += 1
         record.rounds = record.best_round = last + 1
+    record.stale = sorted({*record.stale, *(case.name for case in stale)})
     record.write()
-    return [case.name for case in stale]
+    return True
 
 
-def stale_scans(job: Job) -> list[Case]:
-    """The scans of round 0 whose atlases are other ones than those that their labels come from."""
+def stale_scans(job: Job, changed: Collection[str] = ()) -> list[Case]:
+    """The scans of round 0 whose atlases are other ones than those that their labels come from.
+
+    ``changed``: labelled scans that have another label since.
+    """
     folder, config = job.run_folder.round(0), job.config
     pool, labelled = (int(config.build(f"propagation#label_fusion#{name}")) for name in ("atlases", "labelled_atlases"))
     cases = job.cohort.split(config.setting("split"))
@@ -81,7 +89,7 @@ def stale_scans(job: Job) -> list[Case]:
             continue
         chosen = fusion.choose(fusion.scan(case.name), {case.name})
         known = Fused.atlases_of(fused, case.name) if fused.path(case.name).is_file() else ([], [])
-        if known != (chosen.labelled, chosen.pool):
+        if known != (chosen.labelled, chosen.pool) or not {*changed}.isdisjoint(chosen.labelled):
             stale.append(case)
     return stale
 

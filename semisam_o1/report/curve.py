@@ -54,21 +54,29 @@ def handed_out(
 def curve(steps: Sequence[Mapping[str, Any]]) -> list[Step]:
     """The labels that were handed out before each correction, and the last ones; empty before the first correction.
 
-    ``steps``: of `handed_out`. All means are over the same scans, which are in each of them: nobody touched them yet.
+    ``steps``: of `handed_out`. A mean is over the same scans in each of them: those that nobody touched
+    yet, and of which the value is known.
     """
     if len(steps) < 2:
         return []
-    names = [name for name in steps[-1]["cases"] if all(name in step["cases"] for step in steps)]
     found = []
     for step in steps:
-        predicted, true = ([step["cases"][name][place] for name in names] for place in (0, 1))
-        found.append(Step(step["labelled"], step["rounds"], step["round"], _mean(predicted), _mean(true)))
+        means = (_mean([step["cases"][name][place] for name in _known(steps, place)]) for place in (0, 1))
+        found.append(Step(step["labelled"], step["rounds"], step["round"], *means))
     return found
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _known(steps: Sequence[Mapping[str, Any]], place: int) -> list[str]:
+    """The scans of which every step knows the predicted Dice (``place`` 0) or the true one (1)."""
+    return [name for name in steps[-1]["cases"] if all(_value(step, name, place) is not None for step in steps)]
+
+
+def _value(step: Mapping[str, Any], name: str, place: int) -> float | None:
+    return step["cases"].get(name, (None, None))[place]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def remark(steps: Iterable[Step]) -> str | None:

@@ -10,9 +10,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -39,14 +40,14 @@ class Corrections:
 
     def saved_in_place(self) -> list[str]:
         """The cases whose label in ``pseudo_labels/`` a person changed, and which is not taken yet."""
-        known = self.reviewed.entries()
-        changed = []
-        for case in self.cohort.pool:
-            path = self.run.pseudo_label(case.name)
-            if self.run.ledger.state(path) is State.CHANGED:
-                entry = known.get(case.name)
-                if entry is None or entry.sha256 != checksum(path):
-                    changed.append(case.name)
+        known, changed = self.reviewed.rows(), []
+        for case in (*self.cohort.pool, *self.cohort.val, *self.cohort.test):
+            path, entry = self.run.pseudo_label(case.name), known.get(case.name)
+            if self.run.ledger.state(path) is not State.CHANGED:
+                continue
+            rejected = entry is not None and entry.what == REJECTED and self.reviewed.has(case.name, path)
+            if not rejected and (entry is None or entry.sha256 != checksum(path)):
+                changed.append(case.name)
         return changed
 
     def take_saved(self, but: Collection[str] = ()) -> tuple[list[Entry], list[str]]:
@@ -86,6 +87,7 @@ class Corrections:
             if entry.sha256 != checksum(path):
                 log.info("case %s: its label in %s was changed and is taken anew", name, self.reviewed.folder)
                 self._add(known[name], values, path)
+                self._show(name)
             found[name] = path
         return found
 
@@ -105,7 +107,9 @@ class Corrections:
             if template.name == name and torch.equal(self._read(template, path), self.cohort.label(template)):
                 return None
         case = self._case(name, unnamed)
-        return self._add(case, self._read(case, path), path)
+        entry = self._add(case, self._read(case, path), path)
+        self._show(case.name)
+        return entry
 
     def accept(self, name: str) -> Entry:
         """Take the label that was handed out as it is. One that a person changed is a correction.
@@ -124,38 +128,49 @@ class Corrections:
         Raises:
             DatasetError: there is no such case, or it is none of the pool.
         """
-        known = self.reviewed.entries()
-        if name not in known and self._case(name).split != "pool":
+        known = self.reviewed.rows().get(name)
+        if known is not None and known.what == REJECTED:
+            return known
+        if self._case(name).split != "pool":
             raise DatasetError(f"--reject {name}: expected a scan of the pool. Take other scans out of their list.")
         return self.reviewed.add(Entry(name, REJECTED))
 
     def undo(self, name: str) -> Entry | None:
         """Take back the last step; see `Reviewed.undo`. A label that was saved in place gives way to the one before."""
-        undone, path = self.reviewed.entries().get(name), self.run.pseudo_label(name)
+        undone, path = self.reviewed.rows().get(name), self.run.pseudo_label(name)
         before = self.reviewed.undo(name)
-        saved = undone is not None and self.run.ledger.state(path) is State.CHANGED
-        if saved and undone is not None and checksum(path) == undone.sha256:
-            proposal = self._proposal(self.cohort.case(name))
-            given = self.reviewed.label(name) if before is not None and before.sha256 else None
-            if (label := given or (proposal[1] if proposal else None)) is not None:
-                self.run.ledger.remove(path)  # a copy is in the folder of what people gave
-                with self.run.ledger.writing(path) as aside:
-                    shutil.copyfile(label, aside)
+        if undone is not None and undone.sha256 is not None and path.is_file() and checksum(path) == undone.sha256:
+            self._show(name)
         return before
 
-    def import_from(self, folder: str | Path) -> list[Entry]:
+    def _show(self, name: str) -> None:
+        """Put the label that counts now in place of one in ``pseudo_labels/`` that counted before."""
+        path, entry = self.run.pseudo_label(name), self.reviewed.rows().get(name)
+        if self.run.ledger.state(path) is not State.CHANGED or not self.reviewed.has(name, path):
+            return
+        proposal = self._proposal(self.cohort.case(name))
+        given = self.reviewed.label(name) if entry is not None and entry.sha256 else None
+        label = given or (proposal[1] if proposal else None)
+        if label is not None and checksum(label) != checksum(path):
+            self.run.ledger.remove(path)  # it is in the folder of what people gave
+            with self.run.ledger.writing(path) as aside:
+                shutil.copyfile(label, aside)
+
+    def import_from(self, folder: str | Path, known: Mapping[str, str] = MappingProxyType({})) -> list[Entry]:
         """Take what people gave in another run on the same data set, as far as this one does not have it.
+
+        ``known``: case -> `mark` of what was taken before; it may have been taken back since.
 
         Raises:
             DatasetError: the folder is none of reviewed labels, or a label does not fit.
         """
-        other, own, taken = Reviewed(folder), self.reviewed.entries(), []
+        other, own, taken = Reviewed(folder), self.reviewed.rows(), []
         if not other.table.is_file():
             raise DatasetError(f"reviewed {folder}: no reviewed.csv there; expected the folder RUN/reviewed of a run.")
         if other.folder.resolve() == self.reviewed.folder.resolve():
             return []
         for name, entry in other.entries().items():
-            if name in own:
+            if name in own or known.get(name) == mark(entry):
                 continue
             if entry.what == REJECTED:
                 taken.append(self.reviewed.add(entry))
@@ -202,7 +217,7 @@ class Corrections:
 
     def _add(self, case: Case, values: torch.Tensor, path: Path) -> Entry:
         """Add a label, with what was changed of its proposal; one that is there already changes nothing."""
-        known = self.reviewed.entries().get(case.name)
+        known = self.reviewed.rows().get(case.name)
         if known is not None and known.sha256 is not None and known.sha256 == checksum(path):
             return known
         proposal = self._proposal(case)
@@ -226,3 +241,8 @@ class Corrections:
         number = record.get("labels_round", record.get("best_round", 0))
         path = self.run.round(number).final(case.name)
         return (number, path) if path.is_file() else None
+
+
+def mark(entry: Entry) -> str:
+    """What an entry of another run is told by: its label's checksum, or that the scan was rejected."""
+    return entry.sha256 or entry.what

@@ -236,14 +236,17 @@ def label_fusion_engine(
     def finish(engine: Engine) -> None:
         values = dict(engine.state.values)
         found, before = learned_outlines(store, cohort, records, fused), outlines_of(records)
-        write_json(records.folder / OUTLINES, found._asdict())
+        known = {case.name for case in cohort.cases}
         if any(outlines.gain is not None and set(outlines.factors) != {1.0} for outlines in (found, before)):
-            for name in fused.names():  # those of this run of the engine, and of earlier ones with other factors
+            for name in sorted(
+                known & {*fused.names()}
+            ):  # those of earlier runs of the engine, too, if factors changed
                 if name in values or found.factors != before.factors:
                     shares = applied(fused.load(name, ["probabilities"])[0], found.factors)
                     values[name] = write_again(folder, cohort.case(name), shares, store, cohort, details)
         rows = {name: {"uncertainty": value} for name, value in values.items()}
         folder.uncertainty.write(folder.uncertainty.read() | rows)
+        write_json(records.folder / OUTLINES, found._asdict())  # last: labels of a killed start have other factors
 
     return engine
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from semisam_o1.cli import main, parser
+from semisam_o1.files import write_json
 from semisam_o1.job import Job
 from semisam_o1.job.review import review
 from semisam_o1.report.metrics import read_csv
 from semisam_o1.reviewed import Reviewed
+from semisam_o1.round_0 import engines
 from semisam_o1.round_0.passes import Fused
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.workflows import config_files, overrides, workflow
@@ -23,8 +25,8 @@ def command(data, run, *more, **settings):
     return main(["run", str(data), "--output", str(run.path), "--device", "cpu", *more, *small(**settings)])
 
 
-def workflow_of(data, run):
-    options = parser().parse_args(["run", str(data), "--output", str(run), "--device", "cpu", *small()])
+def workflow_of(data, run, **settings):
+    options = parser().parse_args(["run", str(data), "--output", str(run), "--device", "cpu", *small(**settings)])
     return workflow(config_files(options), options.run_id, overrides(options))
 
 
@@ -78,6 +80,7 @@ def test_a_repeat_from_round_0_is_a_new_run_with_the_same_labels(corrected, phan
     assert command(phantom_dir, again, "--restart-from", "propagation") == 0
     assert command(phantom_dir, new, "--reviewed", str(corrected.reviewed)) == 0
     assert again.rounds() == new.rounds() == [0, 1, 2]
+    assert set(new.read_record()["imported"]) == {"phantom_01"}
     for stage in ("round_0/labels", "round_2/predictions", "pseudo_labels", "reviewed"):
         assert_same_labels(again.path / stage, new.path / stage)
 
@@ -168,3 +171,61 @@ def test_round_0_alone_learns_without_a_round(phantom_dir, tmp_path):
         assert main([*start, *more]) == 0
         assert found.rounds() == [0] and found.read_record()["rounds"] == 0
         assert Fused.atlases_of(found.round(0).work("fused"), "phantom_02") == (["phantom_01"], [])
+
+
+def test_another_label_of_a_corrected_scan_is_carried_to_the_scans_that_it_serves(corrected, phantom_dir, tmp_path):
+    """Its atlases are the same; what they carry is not."""
+    found = RunFolder(shutil.copytree(corrected.path, tmp_path / "run"))
+    path = found.pseudo_label("phantom_01")
+    stored = nibabel.load(path)
+    half = np.asarray(stored.dataobj).copy()
+    half[: half.shape[0] // 2] = 0
+    nibabel.save(nibabel.Nifti1Image(half, stored.affine, stored.header), path)
+    assert command(phantom_dir, found, num_rounds=0) == 0
+    before, after = (labels(one.path / "round_0" / "labels")["phantom_02.nii.gz"] for one in (corrected, found))
+    assert (after > 0).sum() < (before > 0).sum() and len(found.read_record()["corrections"]) == 2
+
+
+def test_a_correction_after_the_last_training_gets_a_round(run, phantom_dir, tmp_path):
+    """The run was stopped before it had judged its last labels."""
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    journal = json.loads(found.journal.read_text())
+    assert journal["done"][-1] == "round_2/quality"
+    write_json(found.journal, journal | {"done": journal["done"][:-1]})
+    found.round(2).quality.path.unlink()
+    review(found.path, accept=["phantom_01"])
+    assert command(phantom_dir, found) == 0
+    assert found.rounds() == [0, 1, 2, 3] and found.read_record()["corrections"][0]["round"] == 3
+    assert found.round(2).quality.path.is_file()
+
+
+@pytest.mark.parametrize("step, kept", [(None, True), ("round_2", True), ("propagation", False), ("features", False)])
+def test_a_restart_from_round_0_tries_scans_again_that_had_failed(run, phantom_dir, tmp_path, step, kept):
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    write_json(found.record, found.read_record() | {"failed": {"phantom_02": "a fault"}})
+    flow = workflow_of(phantom_dir, found.path, restart_from=step)
+    flow.initialize()
+    job = Job(copy.deepcopy(flow.parser.get()))
+    job._begin()
+    assert ("phantom_02" in job.record.failed) == kept
+
+
+@pytest.mark.slow
+def test_fused_labels_of_a_killed_update_are_made_again_as_a_whole(run, corrected, phantom_dir, tmp_path, monkeypatch):
+    """What is decided over all of them needs each of them: here it was killed when each had been fused."""
+    found = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    correct(found, phantom_dir, "phantom_01")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "learned_outlines", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_workflow(phantom_dir, found)
+    assert found.read_record()["stale"] == ["phantom_02"]
+    assert command(phantom_dir, found, num_rounds=2) == 0
+    assert found.read_record()["stale"] == []
+    rows = [one.round(0).uncertainty.read() for one in (found, corrected)]
+    assert rows[0] == rows[1]
+    assert_same_labels(found.path / "round_0" / "labels", corrected.path / "round_0" / "labels")

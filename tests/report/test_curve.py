@@ -37,6 +37,8 @@ def test_means_are_over_the_scans_that_nobody_touched_yet():
     assert (before.predicted, before.true) == pytest.approx((0.8, 0.8))
     assert (after.predicted, after.true) == pytest.approx((0.9, 0.9))
     assert "1    2    0 0.800  0.800" in curve_text([before, after])
+    steps[1]["cases"]["c"][0] = None  # it cannot be told any more
+    assert [step.predicted for step in curve(steps)] == pytest.approx([0.7, 0.8])
 
 
 def test_it_is_said_that_estimates_of_round_0_and_of_a_network_are_not_compared():

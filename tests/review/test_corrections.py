@@ -10,13 +10,14 @@ import pytest
 
 from semisam_o1.cli import main
 from semisam_o1.job.reopen import cohort_of
+from semisam_o1.job.results import hand_out
 from semisam_o1.job.review import review, why
 from semisam_o1.lock import lock_folder
-from semisam_o1.review.corrections import Corrections
+from semisam_o1.review.corrections import Corrections, mark
 from semisam_o1.review.ranking import Known
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
-from semisam_o1.types import DatasetError
+from semisam_o1.types import DatasetError, UserError
 from tests.jobs import labels
 
 
@@ -211,3 +212,60 @@ def test_a_label_changed_in_the_folder_is_taken_anew_and_one_that_no_longer_fits
     found = Corrections(mine, cohort_of(mine, check=False)).usable()
     assert list(found) == ["phantom_01"] and entries(mine)["phantom_01"].what == "corrected"
     assert "phantom_02" in caplog.text and "It is not used, and stays where it is." in caplog.text
+
+
+def test_a_step_counts_after_a_label_that_was_saved_in_place(mine, phantom_dir, tmp_path):
+    truth_of(phantom_dir, "phantom_01", mine.pseudo_label("phantom_01"))
+    saved = truth_of(phantom_dir, "phantom_02", mine.pseudo_label("phantom_02")).read_bytes()
+    for _ in range(2):
+        review(mine.path, reject=["phantom_01"])
+        assert entries(mine)["phantom_01"].what == "rejected"
+    better = truth_of(phantom_dir, "phantom_02", tmp_path / "phantom_02.nii.gz", lambda array: np.roll(array, 1, 0))
+    for steps in ({"take": [better]}, {}):
+        review(mine.path, **steps)
+        for path in (Reviewed(mine.reviewed).label("phantom_02"), mine.pseudo_label("phantom_02")):
+            assert path.read_bytes() == better.read_bytes()
+    assert saved in [path.read_bytes() for path in mine.reviewed.glob("phantom_02_*.nii.gz")]
+    mine.pseudo_label("phantom_02").write_bytes(saved)  # saved in place once more, it is the last word
+    review(mine.path)
+    assert Reviewed(mine.reviewed).label("phantom_02").read_bytes() == saved
+
+
+def test_a_label_saved_while_the_run_works_stays_for_the_next_start(mine, phantom_dir):
+    """The run has taken the first version; the second came after it."""
+    path, cohort = mine.pseudo_label("phantom_02"), cohort_of(mine, check=False)
+    truth_of(phantom_dir, "phantom_02", path)
+    corrections = Corrections(mine, cohort)
+    corrections.take_saved()
+    touched = cohort.with_reviewed(corrections.usable()).touched
+    later = truth_of(phantom_dir, "phantom_02", path, lambda array: np.roll(array, 1, 0)).read_bytes()
+    hand_out(mine.round(2), mine, [cohort.case("phantom_02")], touched)
+    assert path.read_bytes() == later and corrections.saved_in_place() == ["phantom_02"]
+
+
+def test_a_step_whose_label_was_removed_can_be_taken_back(mine):
+    review(mine.path, accept=["phantom_01", "phantom_02"])
+    (mine.reviewed / "phantom_01.nii.gz").unlink()
+    with pytest.raises(UserError, match="--undo phantom_01"):
+        review(mine.path)
+    assert review(mine.path, undo=["phantom_01"])[1] and list(entries(mine)) == ["phantom_02"]
+
+
+def test_labels_of_validation_scans_are_taken_where_they_are_handed_out(mine, phantom_dir):
+    path = mine.pseudo_label("phantom_03")
+    with mine.ledger.writing(path) as aside:
+        shutil.copyfile(mine.round(2).prediction("phantom_03"), aside)
+    truth_of(phantom_dir, "phantom_03", path)
+    assert review(mine.path)[1] and list(entries(mine)) == ["phantom_03"]
+    assert not review(mine.path, reject=["phantom_03"])[1] and entries(mine)["phantom_03"].what != "rejected"
+
+
+def test_what_was_taken_from_another_run_and_taken_back_stays_back(mine, tmp_path):
+    other = RunFolder(shutil.copytree(mine.path, tmp_path / "other"))
+    review(other.path, accept=["phantom_01"], reject=["phantom_02"])
+    corrections = Corrections(mine, cohort_of(mine, check=False))
+    known = {entry.case: mark(entry) for entry in corrections.import_from(other.reviewed)}
+    assert set(known) == {"phantom_01", "phantom_02"} and corrections.import_from(other.reviewed) == []
+    corrections.undo("phantom_01")
+    assert corrections.import_from(other.reviewed, known) == []
+    assert [entry.case for entry in corrections.import_from(other.reviewed)] == ["phantom_01"]

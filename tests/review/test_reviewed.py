@@ -1,10 +1,14 @@
 """The folder of what people gave: nothing that was in it is ever lost."""
 
+import errno
 import random
+import shutil
 
 import pytest
 
+from semisam_o1.errors import WriteError
 from semisam_o1.files import checksum
+from semisam_o1.ledger import dated
 from semisam_o1.reviewed import ACCEPTED, CORRECTED, REJECTED, Entry, Reviewed
 from semisam_o1.types import UserError
 
@@ -67,3 +71,46 @@ def test_a_table_that_cannot_be_trusted_is_named(tmp_path):
     reviewed.table.write_text(text)
     with pytest.raises(UserError, match="found 'praised', expected one of corrected"):
         reviewed.entries()
+
+
+def test_an_undo_that_cannot_be_done_changes_nothing(tmp_path):
+    """The label was changed in the folder itself, so that the one before is nowhere."""
+    reviewed = Reviewed(tmp_path / "reviewed")
+    reviewed.add(Entry("a", CORRECTED), given(tmp_path, "one"))
+    reviewed.label("a").write_text("two")
+    reviewed.add(Entry("a", CORRECTED), reviewed.label("a"))
+    found = reviewed.entries()
+    with pytest.raises(UserError, match="its earlier label is no longer in"):
+        reviewed.undo("a")
+    assert reviewed.entries() == found and reviewed.label("a").read_text() == "two"
+
+
+def test_a_full_disk_leaves_the_label_before(tmp_path, monkeypatch):
+    reviewed = Reviewed(tmp_path / "reviewed")
+    first = reviewed.add(Entry("a", CORRECTED), given(tmp_path, "one"))
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(WriteError):
+            reviewed.add(Entry("a", CORRECTED), given(tmp_path, "two"))
+    assert reviewed.entries() == {"a": first} and reviewed.label("a").read_text() == "one"
+
+
+def test_a_label_that_a_killed_process_left_under_its_earlier_name_is_put_back(tmp_path):
+    reviewed = Reviewed(tmp_path / "reviewed")
+    first = reviewed.add(Entry("a", CORRECTED), given(tmp_path, "one"))
+    reviewed.label("a").rename(dated(reviewed.label("a")))
+    with pytest.raises(UserError, match="is not there"):
+        reviewed.entries()
+    reviewed.recover()
+    assert reviewed.entries() == {"a": first} and reviewed.label("a").read_text() == "one"
+
+
+def test_a_step_whose_label_is_lost_can_be_taken_back(tmp_path):
+    reviewed = Reviewed(tmp_path / "reviewed")
+    reviewed.add(Entry("a", CORRECTED), given(tmp_path, "one"))
+    reviewed.label("a").unlink()
+    assert reviewed.undo("a") is None and reviewed.entries() == {}

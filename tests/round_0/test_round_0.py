@@ -13,12 +13,13 @@ from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import Features, FeatureStore
+from semisam_o1.files import write_json
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine, write_results
 from semisam_o1.round_0.passes import Alignment, FirstPass, dropped_vote, settle_vote
 from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, coarse
 from semisam_o1.round_0.propagation import Propagated, copy
 from semisam_o1.round_0.templates import templates_of
-from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.runfolder import OUTLINES, RoundFolder, RunFolder
 from semisam_o1.types import Case, UserError
 from tests.jobs import cohort_of
 
@@ -161,3 +162,17 @@ def test_as_published_a_voxel_is_its_tokens_and_outside_of_all_is_background(tmp
     write_results(RoundFolder(tmp_path), case, probabilities, Features(None, affine, None, scan), [0, 1], published)
     row = ScanReader().volume(tmp_path / "labels" / "a.nii.gz")[0, :, 0, 0].tolist()
     assert row == ([0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] if published else [0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
+
+
+def test_borders_are_moved_again_for_the_scans_that_are_left(cohort):
+    """What was learned of how people outline no longer holds; a scan that was rejected since has a fused label, too."""
+    cohort.first_pass()
+    label_fusion(cohort).run(cohort.pool, epoch_length=3)
+    write_json(cohort.folder / "round_0" / "work" / "first" / OUTLINES, {"factors": [0.1], "gain": 0.1})
+    left = replace(cohort, pool=cohort.pool[1:])
+    engine = label_fusion_engine(cohort.store, left, left.pool, cohort.folder, atlases=2, iterations=(0, 0, 0))
+    before = RunFolder(cohort.folder).round(0).label("a").stat().st_mtime_ns
+    engine.run(left.pool[:1], epoch_length=1)
+    assert engine.state.failed == {} and set(engine.state.values) >= {left.pool[0].name}
+    np.testing.assert_array_equal(label(cohort, left.pool[1].name), CUBE)
+    assert RunFolder(cohort.folder).round(0).label("a").stat().st_mtime_ns == before
