@@ -60,7 +60,7 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
         int(settings.get("max_iterations", 0)) * (rounds - 1 + settings.get("first_round_factor", 1)) * bool(rounds)
     )
     grids = {case.name: cohort.grid(case) for case in cohort.cases}
-    spacing = choose_spacing(list(grids.values()), int(settings.get("feature_voxels", REFERENCE_VOXELS)))
+    spacing = choose_spacing(cohort.template_grids, int(settings.get("feature_voxels", REFERENCE_VOXELS)))
     working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
     pool = [case.name for case in cohort.pool]
     pool_size = sum(working[name] for name in pool) / REFERENCE_VOXELS

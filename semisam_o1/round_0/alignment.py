@@ -24,6 +24,8 @@ from semisam_o1.round_0.places import (
 from semisam_o1.types import Tokens
 
 STRAIN_COSTS = (0.0, 0.1)  # weights of |A^T A - 1|^2, one per half of the refined maps; a scale of 1.1 costs 0.013
+LARGER = 1.5  # times the extent: beyond, the smaller of two grids may lie anywhere in the larger one
+MOST_PLACES = 150  # of the middle of the smaller one that are tried
 ALIKE = 0.1  # of the extent; maps whose corners all differ by less are treated as equal
 SIMILAR = 1.1  # times the cost of the best map; of those, the one that fits best near the label is selected
 AT_ONCE = 32  # starts evaluated per batch
@@ -32,14 +34,22 @@ OUTSIDE_COST = 0.15  # of a point outside the template; squared descriptor dista
 
 
 def distances(
-    moving: Tokens, fixed: Tokens, step_mm: float, matrices, shifts, every: int = 1, strain_cost=0.0
+    moving: Tokens,
+    fixed: Tokens,
+    step_mm: float,
+    matrices,
+    shifts,
+    every: int = 1,
+    strain_cost=0.0,
+    outside_cost: float = OUTSIDE_COST,
 ) -> torch.Tensor:
     """The cost of each of N affine maps: mean squared descriptor distance + costs of points outside and strain: (N,).
 
     Args:
         moving, fixed: (C, H, W, D) each, on grids of ``step_mm`` mm.
         matrices, shifts: (N, 3, 3) and (N, 3) mm, from positions in ``fixed`` to positions in ``moving``.
-        every: n, to use every n-th point. strain_cost: weight of |A^T A - 1|^2, one number or (N,).
+        every: n, to use every n-th point. strain_cost: weight of |A^T A - 1|^2, one number or (N,). outside_cost: of a
+            point of ``fixed`` outside of ``moving``.
     """
     points = centred_points(fixed.shape[1:], step_mm).reshape(-1, 3)[::every]
     half = (torch.tensor(moving.shape[1:], dtype=torch.float32) - 1) / 2 * step_mm
@@ -47,7 +57,7 @@ def distances(
     inside = (where.abs() <= half + 1e-3).all(-1).float()
     error = (sample(moving, where, step_mm) - fixed.flatten(1)[:, None, ::every]).square().mean(0)
     mismatch = (error * inside).sum(1) / inside.sum(1).clamp(min=1)
-    return mismatch + OUTSIDE_COST * (1 - inside.mean(1)) + strain_cost * strain(matrices)
+    return mismatch + outside_cost * (1 - inside.mean(1)) + strain_cost * strain(matrices)
 
 
 def align(
@@ -65,7 +75,7 @@ def align(
     0.1). All starts are evaluated on descriptors pooled to about 6,000 tokens. The best ones are refined with Adam in
     several stages. Half of them are selected and refined with a cost of strain, because a scan may otherwise shrink
     into a uniform corner of the template; half without. Nearly equal maps are merged, which usually leaves one to
-    three.
+    three. If one of the two is much larger, starts with the smaller one in each of its parts are added.
 
     Args:
         template, scan: (C, H, W, D) each, on grids of ``step_mm`` mm.
@@ -83,6 +93,11 @@ def align(
         moved.append(torch.tensor(draw.randn(3), dtype=torch.float32) * 0.12 * half)
         matrix = rotation(draw.randn(3) * 0.12) * float(np.exp(draw.randn() * 0.1))
         started.append(matrix @ turns[index % len(turns)])
+    of_template, of_scan = (torch.tensor(one.shape[1:], dtype=torch.float32) * step for one in (moving, fixed))
+    for place in middles(of_scan, of_template):  # the template in a larger scan, or the scan in a larger template
+        started, moved = [*started, *turns], [*moved, *(-turn @ place for turn in turns)]
+    for place in middles(of_template, of_scan):
+        started, moved = [*started, *turns], [*moved, *([place] * len(turns))]
     matrices, shifts = torch.stack(started), torch.stack(moved)
     with torch.no_grad():
         pairs = zip(matrices.split(AT_ONCE), shifts.split(AT_ONCE))
@@ -112,6 +127,22 @@ def align(
         if all(difference > ALIKE for difference in differences):
             found.append((candidate, float(plain[index])))
     return found
+
+
+def middles(large: torch.Tensor, small: torch.Tensor) -> list[torch.Tensor]:
+    """Where the middle of a grid of extent ``small`` (3,) mm may lie in one of extent ``large``: (3,) centred mm each.
+
+    A quarter of its extent apart, as far as `MOST_PLACES` go; none along axes on which ``large`` is less than `LARGER`
+    times as long.
+    """
+    room = torch.where(large > LARGER * small, (large - small) / 2, 0.0)
+    if not room.any():
+        return []
+    spacing = small / 4
+    while (counts := (room / spacing).floor().int() * 2 + 1).prod() > MOST_PLACES:
+        spacing = 1.2 * spacing
+    steps = [torch.arange(int(n)) - n // 2 for n in counts]
+    return list(torch.cartesian_prod(*steps).float() * spacing)
 
 
 def strain(matrices: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from semisam_o1.round_0.alignment import distances
+from semisam_o1.round_0.alignment import OUTSIDE_COST, distances
 from semisam_o1.round_0.displacement import deform
 from semisam_o1.round_0.places import AffineMap, centred_points, sample
 from semisam_o1.round_0.propagation import emphasis, sample_label
@@ -20,6 +20,18 @@ from semisam_o1.types import Probabilities, Tokens
 
 SHARPNESS = 3.0  # of the weights; an atlas at the mean local distance has exp(-3) times the weight of one at distance 0
 STRAIGHT = 4.0  # weight of a label of a person relative to one that comes by way of another scan
+
+
+class Carried(NamedTuple):
+    """A label that is carried to a scan: its ``probabilities`` (num_classes, H', W', D').
+
+    mismatch: (H', W', D'), the squared descriptor distance. inside: (H', W', D'), True where the atlas reaches: beyond
+    its field of view it knows no class.
+    """
+
+    probabilities: Probabilities
+    mismatch: torch.Tensor
+    inside: torch.Tensor
 
 
 class Atlas(NamedTuple):
@@ -31,35 +43,45 @@ class Atlas(NamedTuple):
 
 
 def dissimilarity(
-    scan: Tokens, to_template: AffineMap, others: Sequence[tuple[Tokens, AffineMap]], step_mm: float, every: int = 1
+    scan: Tokens,
+    to_template: AffineMap,
+    others: Sequence[tuple[Tokens, AffineMap]],
+    step_mm: float,
+    every: int = 1,
+    outside_cost: float = OUTSIDE_COST,
 ) -> torch.Tensor:
     """Descriptor distance of each of ``others`` to ``scan``, aligned through the template: (N,).
 
     Args:
         scan, to_template: tokens (C, H, W, D), pooled to a few thousand, and the scan's affine map to the template.
         others: the same for each other scan.
-        step_mm: of the pooled tokens. every: n, to use every n-th of them.
+        step_mm: of the pooled tokens. every: n, to use every n-th of them. outside_cost: see `distances`.
     """
     values = []
     for tokens, place in others:
         through = to_template.then_back(place)
-        values.append(distances(tokens, scan, step_mm, through.matrix[None], through.shift[None], every))
+        values.append(
+            distances(tokens, scan, step_mm, through.matrix[None], through.shift[None], every, 0.0, outside_cost)
+        )
     return torch.cat(values) if values else torch.empty(0)
 
 
 def carried_from(
     atlas: Atlas, scan: Tokens, to_template: AffineMap, step_mm: float, iterations: Sequence[int] = (20, 20, 10)
-) -> tuple[Probabilities, torch.Tensor]:
-    """The atlas's label on the scan, (num_classes, H', W', D'), and the squared descriptor distance, (H', W', D')."""
+) -> Carried:
+    """The atlas's label on the scan."""
     through = to_template.then_back(atlas.to_template)
     weight = emphasis(atlas.probabilities)
     displacement, _ = deform(atlas.tokens, scan, step_mm, through, tuple(iterations), weight=weight)
     points = through(centred_points(scan.shape[1:], step_mm)) + displacement
-    mismatch = (sample(atlas.tokens, points, step_mm) - scan).square().mean(0)
-    return sample_label(atlas.probabilities, points, step_mm), mismatch
+    return Carried(sample_label(atlas.probabilities, points, step_mm), *match(atlas.tokens, scan, points, step_mm))
 
 
-Carried = tuple[Probabilities, torch.Tensor]  # a label on the scan, and the descriptor distance; see `carried_from`
+def match(tokens: Tokens, scan: Tokens, points: torch.Tensor, step_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``mismatch`` and ``inside`` of `Carried`. ``points``: (H', W', D', 3) mm, the places of a scan in ``tokens``."""
+    mismatch = (sample(tokens, points, step_mm) - scan).square().mean(0)
+    half = torch.tensor(tokens.shape[1:]) / 2 * step_mm
+    return mismatch, (points.abs() <= half).all(-1)
 
 
 def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
@@ -67,11 +89,15 @@ def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
 
     A label has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
     tokens. One that comes straight from a labelled scan has `STRAIGHT` times the weight of one that comes by way of
-    another scan of the pool.
+    another scan of the pool. One that does not reach a place has none there; where none reaches, the first one counts.
     """
-    mismatches = torch.stack([mismatch for _, mismatch in (*labelled, *pool)])[:, None]
+    carried = (*labelled, *pool)
+    inside = torch.stack([one.inside for one in carried]).float()
+    mismatches = torch.stack([one.mismatch for one in carried])[:, None]
     local = F.avg_pool3d(F.pad(mismatches, (2,) * 6, mode="replicate"), 5, 1)[:, 0]
-    weights = torch.exp(-SHARPNESS * local / local.mean().clamp(min=1e-12))
+    mean = (local * inside).sum() / inside.sum().clamp(min=1)
+    weights = torch.exp(-SHARPNESS * local / mean.clamp(min=1e-12)) * inside
     weights[: len(labelled)] *= STRAIGHT
-    labels = torch.stack([label for label, _ in (*labelled, *pool)])
+    weights[0] += (inside.sum(0) == 0).float()
+    labels = torch.stack([one.probabilities for one in carried])
     return torch.einsum("nhwd,nchwd->chwd", weights, labels) / weights.sum(0)

@@ -18,6 +18,7 @@ ENOUGH = 4  # labelled scans, with which the usual factor has half of its weight
 BACK_POWER, UNLIKE_POWER = 0.3, 0.3  # of the two measures relative to the pool
 MODIFIED = (0.5, 2.0)  # the limits of their product
 SOUND = 0.75  # of the pool's reverse consistency; a class below it is likely in the wrong place
+LEAST_USUAL = 0.5  # reverse consistency of the pool; below it most labels of the pool are likely in the wrong place
 FOUR_IN_FIVE = 1.28  # standard deviations
 ODD_DEVIATIONS = 4  # of the pool; a class beyond them, and beyond the limits below, is odd
 ODD_VOLUME, ODD_SHIFT, ODD_LOOK = np.log(1.5), 0.4, 0.5  # logarithm of a factor; radii of the class; of the median
@@ -83,7 +84,7 @@ class Calibration(NamedTuple):
     def predict(self, found: Evidence) -> Quality:
         """The quality of a label."""
         error = np.clip(1 - found.agreement, 0, 1) * self.factor * self._relative(found)
-        sound = np.minimum(1, found.reverse_consistency / np.maximum(SOUND * self.reverse_consistency, LEAST_ERROR))
+        sound = np.minimum(1, found.reverse_consistency / (SOUND * np.maximum(self.reverse_consistency, LEAST_USUAL)))
         dice = np.clip(1 - error, 0, 1) * np.where(np.isnan(sound), 1, sound)
         mean = _mean(dice)
         reach = np.exp(FOUR_IN_FIVE * self.spread)

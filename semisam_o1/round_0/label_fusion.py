@@ -16,9 +16,9 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0.atlases import Atlas, carried_from, dissimilarity, fuse
+from semisam_o1.round_0.atlases import Atlas, Carried, carried_from, dissimilarity, fuse, match
 from semisam_o1.round_0.passes import FirstPass, Fused
-from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal, sample
+from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal
 from semisam_o1.round_0.templates import reference
 from semisam_o1.types import Case, Probabilities, Tokens
 
@@ -45,7 +45,7 @@ class Scan(NamedTuple):
 class Chosen(NamedTuple):
     """The atlases of a scan, nearest first: names of ``labelled`` scans, and of scans of the ``pool``.
 
-    dissimilarity: the mean descriptor distance of all.
+    dissimilarity: the mean descriptor distance of all, where they reach: a larger field of view is no dissimilarity.
     """
 
     labelled: list[str]
@@ -101,14 +101,15 @@ class LabelFusion:
         pooled = coarse(self.bases[scan.template](scan.tokens), self.templates[scan.template])[0]
         step = scan.step_mm * self.factors[scan.template]
 
-        def nearest(names: list[str], count: int) -> tuple[list[str], torch.Tensor]:
+        def nearest(names: list[str], count: int) -> list[str]:
             places = [self.place_of(name, scan.template) for name in names]
             values = dissimilarity(pooled, scan.to_template, places, step)
-            return [names[i] for i in values.argsort(stable=True)[:count]], values.sort().values[:count]
+            return [names[i] for i in values.argsort(stable=True)[:count]]
 
-        (given, near), (chosen, far) = nearest(labelled, self.labelled_atlases), nearest(others, self.atlases)
-        distances = torch.cat([near, far])
-        return Chosen(given, chosen, float(distances.mean()) if len(distances) else float("nan"))
+        given, chosen = nearest(labelled, self.labelled_atlases), nearest(others, self.atlases)
+        places = [self.place_of(name, scan.template) for name in (*given, *chosen)]
+        seen = dissimilarity(pooled, scan.to_template, places, step, outside_cost=0)
+        return Chosen(given, chosen, float(seen.mean()) if len(seen) else float("nan"))
 
     def __call__(self, scan: Scan, without: Collection[str] = ()) -> Fused | None:
         """The fused label of ``scan``; None if there is no atlas. ``without``: names that may not be atlases."""
@@ -117,12 +118,12 @@ class LabelFusion:
             return None
         basis = self.bases[scan.template]
         tokens, template = basis(scan.tokens), basis(self.templates[scan.template])
-        own = scan.probabilities, (sample(template, scan.points, scan.step_mm) - tokens).square().mean(0)
+        own = Carried(scan.probabilities, *match(template, tokens, scan.points, scan.step_mm))
         given, others = ([self.carried(name, scan, tokens) for name in names] for names in chosen[:2])
         return Fused(fuse([own, *given], others), chosen.pool, chosen.dissimilarity, chosen.labelled)
 
-    def carried(self, name: str, scan: Scan, tokens: Tokens) -> tuple[Probabilities, torch.Tensor]:
-        """The label of the atlas ``name`` on ``scan``, and how badly each place matches; see `carried_from`.
+    def carried(self, name: str, scan: Scan, tokens: Tokens) -> Carried:
+        """The label of the atlas ``name`` on ``scan``; see `carried_from`.
 
         tokens: of the scan, in the basis of its template.
         """

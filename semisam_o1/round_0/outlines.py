@@ -18,7 +18,8 @@ from semisam_o1.round_0.quality import hard
 from semisam_o1.types import Probabilities
 
 FACTORS = np.exp(np.linspace(-0.8, 0.8, 17))  # of a class's probability that are tried
-LEAST_GAIN = 0.002  # of mean Dice on scans left out; less is chance
+LEAST_GAIN = 0.002  # of mean Dice on scans left out, over all classes and for the class itself; less is chance
+TIE = 1e-6  # Dice that a factor of e has to win
 
 
 class Outlined(NamedTuple):
@@ -57,15 +58,20 @@ def learn(scans: Sequence[Outlined]) -> Outlines:
     plain = table[:, len(FACTORS) // 2]
     if len(scans) < 2:
         return Outlines((1.0,) * classes, None)
-    gains = []
-    for left_out in range(len(scans)):
-        best = np.nan_to_num(np.delete(table, left_out, 0)).mean(0).argmax(0)
-        gains.append(np.nanmean(table[left_out, best, np.arange(classes)] - plain[left_out]))
-    gain = float(np.nanmean(gains))
+    each = range(len(scans))
+    gains = np.stack([table[i, _best(np.delete(table, i, 0)), np.arange(classes)] - plain[i] for i in each])
+    known = ~np.isnan(gains)
+    gain = float(gains[known].mean()) if known.any() else 0.0
+    of_class = np.where(known, gains, 0).sum(0) / known.sum(0).clip(min=1)
     if gain < LEAST_GAIN:
         return Outlines((1.0,) * classes, gain)
-    best = np.nan_to_num(table).mean(0).argmax(0)
-    return Outlines(tuple(float(FACTORS[i]) for i in best), gain)
+    factors = np.where(of_class < LEAST_GAIN, 1.0, FACTORS[_best(table)])
+    return Outlines(tuple(factors.tolist()), gain)
+
+
+def _best(table: np.ndarray) -> np.ndarray:
+    """The index of each class's best factor, (classes,), of (scans, factors, classes); of equal ones, nearest to 1."""
+    return (np.nan_to_num(table).mean(0) - TIE * np.abs(np.log(FACTORS))[:, None]).argmax(0)
 
 
 def _dices(scan: Outlined) -> np.ndarray:

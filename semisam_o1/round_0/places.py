@@ -90,9 +90,17 @@ def is_turned(turn: torch.Tensor) -> bool:
 
 
 def pooled(tokens: Tokens, factor: int) -> Tokens:
-    """Mean over cubes of ``factor`` tokens per side, with the same middle: (C, H, W, D) -> (C, H/f, W/f, D/f)."""
+    """Mean over cubes of ``factor`` tokens per side, with the same middle: (C, H, W, D) -> (C, H/f, W/f, D/f).
+
+    One token is left of an axis with fewer than ``factor``.
+    """
     if factor == 1:
         return tokens
+    for axis, n in enumerate(tokens.shape[1:], start=1):
+        if n < factor:
+            tokens = tokens.mean(axis, keepdim=True).repeat_interleave(factor, axis)
+        elif n % factor % 2:  # no crop has the same middle: the mean of neighbours has, with one token less
+            tokens = (tokens.narrow(axis, 0, n - 1) + tokens.narrow(axis, 1, n - 1)) / 2
     crop = [((n % factor) // 2, n // factor * factor) for n in tokens.shape[1:]]
     (x, h), (y, w), (z, d) = crop
     return F.avg_pool3d(tokens[:, x : x + h, y : y + w, z : z + d], factor)

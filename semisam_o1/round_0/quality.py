@@ -72,10 +72,11 @@ class Evidence(NamedTuple):
     """What is known of a label: for each foreground class (classes,) and for the scan.
 
     agreement: soft Dice with the probabilities of round 0. reverse_consistency: see `Quality`. Both NaN for a class
-    that is nowhere. volume: logarithm of its volume over that of the template's class, after the way back to the
-    template; -inf if nothing is left. shift: distance of its centre from the template's, in radii of the class; NaN if
-    nothing is left. look: distance of its mean descriptor from that of the template's class; NaN if it has no token.
-    The others: see `Quality`.
+    that is nowhere; the second also for one outside of the scan's field of view, and for one that the template lacks.
+    volume: logarithm of its volume over that of the template's class, after the way back to the template; -inf if
+    nothing is left. shift: distance of its centre from the template's, in radii of the class; NaN if nothing is left.
+    look: distance of its mean descriptor from that of the template's class; NaN if it has no token. The others: see
+    `Quality`.
     """
 
     agreement: np.ndarray
@@ -168,9 +169,11 @@ def evidence(
     label = hard(scan.label)
     label[list(small)] = scan.label[list(small)].float()
     warped = sample_label(label, back.points, step_mm)
+    consistency = soft_dices(warped, template.label).numpy()
+    consistency[(template.label[1:].sum((1, 2, 3)) == 0).numpy()] = np.nan  # it comes from another template
     return Evidence(
         soft_dices(label, propagated, "product").numpy(),
-        soft_dices(warped, template.label).numpy(),
+        consistency,
         dissimilarity,
         back.residual,
         nonpositive_jacobian(back.points, 1 - template.label[0]),

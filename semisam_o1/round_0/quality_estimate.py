@@ -62,7 +62,7 @@ class QualityEstimate:
 
     def evidence(self, case: Case, label: Path) -> Evidence:
         """The evidence of a label."""
-        first = FirstPass.load(self.records, case.name, "frame", "residual", "template")
+        first = FirstPass.load(self.records, case.name, "frame", "residual", "template", "reached")
         found = self.store.frame(first.frame).load(case.name)
         if not self.back.path(case.name).exists():
             templates = [self.templates[name] for name in ([first.template] if first.template else self.templates)]
@@ -86,6 +86,8 @@ class QualityEstimate:
             save_way_back(self.back, case.name, TemplatesWayBack(template, way), checked=True)
             points, residual = self.back.load(case.name, ["points", "residual"])  # as every later estimate has it
             judged = judge(WayBack(points, float(residual)), found.step_mm, float(distance))
+        if first.reached is not None:
+            judged.reverse_consistency[(first.reached == 0).numpy()] = np.nan
         return judged
 
 

@@ -51,12 +51,17 @@ class Template(NamedTuple):
 
 
 def anchor(store: FeatureStore, cohort: Cohort) -> Case:
-    """The template to which every scan is aligned: the one most like the other templates; the first of two.
+    """The template to which every scan is aligned: of those with the most classes, the one most like the others.
 
-    Other labelled scans are reached through it, see `label_fusion`, so their number costs no alignment.
+    The first of two. Other labelled scans are reached through it, see `label_fusion`, so their number costs no
+    alignment.
     """
+    if len(cohort.templates) == 1:
+        return cohort.templates[0]
     descriptors = store.descriptors(case.name for case in cohort.templates)
-    return cohort.templates[int(np.argmax((descriptors @ descriptors.T).sum(0).round(6)))]
+    likeness = (descriptors @ descriptors.T).sum(0).round(6)
+    classes = np.array([len(cohort.label(case).unique()) for case in cohort.templates])
+    return cohort.templates[int(np.argmax(np.where(classes == classes.max(), likeness, -np.inf)))]
 
 
 def templates_of(store: FeatureStore, cohort: Cohort, every: bool = False, published: bool = False) -> list[Template]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from semisam_o1.round_0 import alignment
-from semisam_o1.round_0.alignment import align, distances, register
+from semisam_o1.round_0.alignment import MOST_PLACES, align, distances, middles, register
 from semisam_o1.round_0.places import AffineMap, centred_points, rotation
 from tests.round_0.volumes import IDENTITY, SIDES, STEP, furthest_in_the_middle, known_map, seen_at, smooth_volume
 
@@ -97,3 +97,23 @@ def test_align_gives_maps_that_hardly_differ_once():
         for other, _ in found[:number]:
             assert (one(corners) - other(corners)).abs().max() > STEP
     assert [value for _, value in found] == sorted(value for _, value in found)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_small_grid_is_found_anywhere_in_a_large_one(swapped):
+    """A fifth of a long scan, near its end, as a tight crop about an organ."""
+    large = smooth_volume(3, (16, 16, 60))
+    small = large[:, :, :, 2:14]
+    place = AffineMap(torch.eye(3), torch.tensor([0.0, 0.0, (29.5 - 7.5) * STEP]))
+    template, scan, truth = (large, small, place.inverse()) if swapped else (small, large, place)
+    (found, distance), *_ = align(template, scan, STEP)
+    middle = torch.zeros(3) if swapped else torch.tensor([0.0, 0.0, -(29.5 - 7.5) * STEP])
+    assert (found(middle) - truth(middle)).norm() < STEP
+
+
+def test_the_middle_of_the_smaller_grid_is_tried_in_every_part_of_the_larger():
+    assert middles(torch.tensor([10.0, 10, 14]), torch.tensor([10.0, 10, 10])) == []
+    found = torch.stack(middles(torch.tensor([10.0, 12, 40]), torch.tensor([10.0, 10, 10])))
+    assert found[:, :2].abs().max() == 0 and sorted(found[:, 2].tolist()) == [2.5 * n for n in range(-6, 7)]
+    many = torch.stack(middles(torch.tensor([200.0, 200, 200]), torch.tensor([10.0, 10, 10])))
+    assert len(many) <= MOST_PLACES and many.abs().max() > 60

@@ -51,3 +51,19 @@ def test_nothing_is_learned_where_none_can_be_left_out(count):
 def test_factors_weigh_classes_against_background():
     probabilities = torch.tensor([0.5, 0.3, 0.2]).reshape(3, 1, 1, 1)
     np.testing.assert_allclose(applied(probabilities, (2.0, 1.0)).flatten(), np.array([0.5, 0.6, 0.2]) / 1.3, rtol=1e-6)
+
+
+def test_a_class_that_tells_nothing_keeps_its_outline():
+    """One habit is learned; of the other classes one is nowhere and one is right whatever its factor."""
+    near, far = {"centre": (7.5, 7.5, 7.5)}, {"centre": (17.5, 17.5, 17.5)}
+
+    def classes(first, sure):
+        background = 1 - first[1] - sure[1]
+        return torch.stack([background, first[1], torch.zeros(SIDES), sure[1]])
+
+    scans = [
+        Outlined(classes(soft(r, **near), truth(4.0, **far)), classes(truth(r + 0.6, **near), truth(4.0, **far)))
+        for r in (4.5, 5.0, 4.0)
+    ]
+    found = learn(scans)
+    assert found.factors[0] > 1.3 and found.factors[1:] == (1.0, 1.0)

@@ -147,6 +147,14 @@ def test_the_pool_is_the_measure_of_a_scan():
     assert 1 - inconsistent == pytest.approx((1 - plain) * 2**0.3) and 1 - unlike == pytest.approx((1 - plain) * 2**0.3)
 
 
+def test_a_pool_that_failed_as_a_whole_is_no_measure():
+    """The labels of both scans, or that of the only one, do not come back to the template."""
+    for backs in ([0.03], [0.05, 0.03, 0.9]):
+        pool = [known([0.9], [back]) for back in backs]
+        predicted = [calibrate(pool).predict(one).predicted_dice for one in pool]
+        assert predicted[0] < 0.15 and all(one > 0.8 for one, back in zip(predicted, backs) if back > 0.5)
+
+
 def distances(unlike, back):
     return known([0.8], [0.9], unlike)._replace(back_residual=back)
 
@@ -183,6 +191,17 @@ def test_a_class_that_is_nowhere_counts_for_nothing():
     found = calibrate(pool, [np.array([0.9, np.nan])] * 3, [np.array([0.8, np.nan])] * 3).predict(pool[0])
     assert found.predicted_dice == found.classes[0] and np.isnan(found.classes[1])
     assert found.row([0, 1, 2])["predicted_dice_2"] is None
+
+
+def test_a_class_of_another_template_is_not_expected_on_the_way_back(carried):
+    """The scan's label has it from a template of its own."""
+    template, scan, found, back = carried
+    label = template.label.clone()
+    label[0] += label[1]
+    label[1] = 0
+    labelled = Reference(scan.tokens, found.probabilities)
+    seen = evidence(Reference(template.tokens, label), labelled, found.probabilities, back, STEP, 0.1)
+    assert np.isnan(seen.reverse_consistency[0]) and seen.reverse_consistency[1] > 0.5
 
 
 def test_a_calibration_survives_its_file():

@@ -46,14 +46,15 @@ def cohort(tmp_path):
         cases.append(Case(name, tmp_path / f"{name}.nii.gz", None, "pool"))
         store.save(cases[-1], tokens, np.eye(4), grid)
 
-    def first_pass(names="abc"):
+    def first_pass(names="abc", apart=0.0):
         RunFolder(tmp_path).round(0).uncertainty.write(dict.fromkeys(names, {"uncertainty": 0.1}))
         for name in names:
             shares = torch.zeros(2, *SIDES)
             shares[1, 4:8, 4:8, 3:7] = 0.45 if name == "a" else 0.9
             shares[0] = 1 - shares[1]
             place = Alignment(AffineMap(torch.eye(3), torch.zeros(3)), coarse(tokens, tokens)[0])
-            FirstPass(shares, "world", "t", 0.1, 0.1, centred_points(SIDES, 1.0), {"t": place}).save(drafts, name)
+            points = centred_points(SIDES, 1.0) + apart
+            FirstPass(shares, "world", "t", 0.1, 0.1, points, {"t": place}).save(drafts, name)
 
     more = {"store": store, "folder": tmp_path, "first_pass": first_pass}
     return cohort_of([with_label(cases[0], CUBE)], cases[1:], **more)
@@ -72,6 +73,14 @@ def test_two_atlases_outvote_a_scan_that_is_not_sure(cohort):
     engine = label_fusion(cohort)
     engine.run(cohort.pool, epoch_length=3)
     assert engine.state.failed == {}
+    for name in "abc":
+        np.testing.assert_array_equal(label(cohort, name), CUBE)
+
+
+def test_a_scan_whose_places_in_the_template_are_others_keeps_its_label_where_it_is(cohort):
+    """Its label is on its own tokens; only the template's descriptors are looked up by its places there."""
+    cohort.first_pass("abc", apart=2.0)
+    label_fusion(cohort).run(cohort.pool, epoch_length=3)
     for name in "abc":
         np.testing.assert_array_equal(label(cohort, name), CUBE)
 
