@@ -48,6 +48,7 @@ def cohort(tmp_path):
 
     def first_pass(names="abc", apart=0.0):
         RunFolder(tmp_path).round(0).uncertainty.write(dict.fromkeys(names, {"uncertainty": 0.1}))
+        apart = torch.tensor([0, 0, apart])
         for name in names:
             shares = torch.zeros(2, *SIDES)
             shares[1, 4:8, 4:8, 3:7] = 0.45 if name == "a" else 0.9
@@ -78,7 +79,13 @@ def test_two_atlases_outvote_a_scan_that_is_not_sure(cohort):
 
 
 def test_a_scan_whose_places_in_the_template_are_others_keeps_its_label_where_it_is(cohort):
-    """Its label is on its own tokens; only the template's descriptors are looked up by its places there."""
+    """Its label is on its own tokens; only the template's descriptors are looked up by its places there.
+
+    These are the same at each place along the third axis, so the scan's own label matches as well as any.
+    """
+    alike = torch.randn(CHANNELS, *SIDES[:2], 1).expand(CHANNELS, *SIDES).contiguous()
+    for case in cohort.cases:
+        cohort.store.save(case, alike, np.eye(4), Grid(np.eye(4), SIDES))
     cohort.first_pass("abc", apart=2.0)
     label_fusion(cohort).run(cohort.pool, epoch_length=3)
     for name in "abc":
