@@ -75,8 +75,8 @@ def make_copy(template: Volume, label: Probabilities, one: Aligned, other: Align
     if not inside.any():
         return Copy(one.image, one.has_data, sample_label(label, points, step_mm), points)
     seen = inside.numpy()
-    unexplained = np.where(seen, scan - matched(aligned[seen], scan[seen], aligned), 0)
+    unexplained = scan - matched(aligned[seen], scan[seen], aligned)
     moved = matched(aligned[seen], scan[seen], sample(template, points, step_mm)[0].numpy())
-    image = np.where(one.has_data[0].numpy(), moved + unexplained, scan)
+    image = np.where(seen, moved + unexplained, scan)  # outside of the template, its border says nothing
     volume = torch.from_numpy(image.astype(np.float32))[None]
     return Copy(volume, one.has_data, sample_label(label, points, step_mm), points)

@@ -56,6 +56,16 @@ def test_voxels_without_data_stay_as_they_are():
     assert not torch.equal(copy.image[:, 4:], scan[:, 4:])
 
 
+def test_what_the_template_does_not_reach_is_as_in_the_scan():
+    """The first four rows lie beyond the template, whose border would be repeated there."""
+    (template, label), (scan, _) = phantom(0), phantom(3)
+    ends = template[:, 4:]
+    one = aligned(scan, (-2 * STEP, 0.0, 0.0))
+    copy = make_copy(ends, label[:, 4:], one, aligned(scan, (-2 * STEP, STEP, 0.0)), STEP)
+    assert torch.equal(copy.image[:, :4], scan[:, :4]) and not torch.equal(copy.image[:, 4:], scan[:, 4:])
+    assert copy.label.argmax(0)[:4].max() == 0
+
+
 def test_contrast_is_that_of_the_scan():
     values = np.random.RandomState(0).rand(5000)
     assert np.abs(matched(values, 3 * values + 7, values) - (3 * values + 7)).max() < 0.01
