@@ -19,8 +19,9 @@ def no_data(scan: np.ndarray) -> np.ndarray | None:
     """The voxels of ``scan`` (H, W, D) without data, as a mask (H, W, D); None if they are less than 1%.
 
     A value that is common on the scan's faces is no data in outer slices that hold nothing else, and in regions that
-    reach a face and are more than two voxels thick; single voxels of that value inside the body count as data. A
-    value far below all others is no data everywhere.
+    reach an edge of the volume and are more than two voxels thick; single voxels of that value inside the body count as
+    data. So do regions in the middle of a face: lungs in a scan that was clipped to a window have the value of the air
+    around the body. A value far below all others is no data everywhere.
     """
     found = np.zeros(scan.shape, bool)
     for _ in range(MOST_LAYERS):
@@ -61,7 +62,7 @@ def _outer_layer(scan: np.ndarray, known: np.ndarray) -> np.ndarray:
     top = np.percentile(rest, 99.5)
     for value in _common_on_faces(scan):
         if value < top and ((same := scan == value).mean() >= LEAST):
-            found |= _connected_with_faces(same) | _outer_slices(same)
+            found |= _connected_with_edges(same) | _outer_slices(same)
     return found
 
 
@@ -72,12 +73,12 @@ def _common_on_faces(scan: np.ndarray) -> list[float]:
     return [float(values[n]) for n in common if counts[n] >= FACE_SHARE * counts.sum()]
 
 
-def _connected_with_faces(same: np.ndarray) -> np.ndarray:
+def _connected_with_edges(same: np.ndarray) -> np.ndarray:
     core = ndimage.binary_erosion(same, border_value=1)
     parts, _ = ndimage.label(core)
-    faces = [parts.take(index, axis).ravel() for axis in range(3) for index in (0, -1)]
+    on_face = np.ix_(*(np.isin(np.arange(n), (0, n - 1)).astype(int) for n in same.shape))
     touching = np.zeros(int(parts.max()) + 1, bool)
-    touching[np.concatenate(faces)] = True
+    touching[parts[sum(on_face) > 1]] = True
     touching[0] = False
     return ndimage.binary_dilation(touching[parts], mask=same)
 

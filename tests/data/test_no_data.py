@@ -64,6 +64,18 @@ def test_the_outside_of_a_circular_field_of_view_is_no_data(value):
         np.testing.assert_array_equal(mask, outside)
 
 
+def test_lungs_that_end_at_a_face_are_data():
+    """A scan clipped to a window: lungs and the air around the body have its lowest value."""
+    x, y, _ = np.indices((40, 40, 20))
+    scan = np.random.default_rng(0).uniform(-190, 300, (40, 40, 20))
+    air = np.hypot(x - 19.5, y - 19.5) > 18
+    lungs = (np.hypot(x - 12, y - 20) < 5) | (np.hypot(x - 27, y - 20) < 5)
+    lungs[:, :, :8] = False  # they reach the last slice
+    scan[air | lungs] = -200
+    found = no_data(scan)
+    assert found[air].mean() > 0.95 and not found[lungs].any()
+
+
 def test_two_values_of_padding_are_both_found():
     scan = np.pad(padded(tissue(), -2000), 2, constant_values=-3024)
     mask = no_data(scan)
