@@ -163,6 +163,9 @@ def test_evaluate_predicts_what_is_missing(run, phantom_dir, tmp_path, capsys):
     shutil.copytree(run, copied)
     test_case = (phantom_dir / "test.txt").read_text().split()[0]
     (copied / "round_2" / "predictions" / f"{test_case}.nii.gz").unlink()
+    with lock_folder(copied):
+        assert main(["evaluate", str(copied), str(phantom_dir), "--split", "test"]) == 2
+    assert "being worked on" in capsys.readouterr().err
     assert main(["evaluate", str(copied), str(phantom_dir), "--split", "test"]) == 0
     assert "test" in capsys.readouterr().out
     assert_same_labels(run / "round_2" / "predictions", copied / "round_2" / "predictions")
