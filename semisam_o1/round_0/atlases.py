@@ -6,6 +6,7 @@ this alignment. The errors of single propagations differ between atlases, so fus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,15 +90,15 @@ def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
 
     A label has the weight exp(-SHARPNESS x local mismatch / mean mismatch), with mismatches averaged over 5 x 5 x 5
     tokens. One that comes straight from a labelled scan has `STRAIGHT` times the weight of one that comes by way of
-    another scan of the pool. One that does not reach a place has none there; where none reaches, the first one counts.
+    another scan of the pool. One that does not reach a place has none there; the first one has to reach each.
     """
     carried = (*labelled, *pool)
-    inside = torch.stack([one.inside for one in carried]).float()
+    inside = torch.stack([one.inside for one in carried])
     mismatches = torch.stack([one.mismatch for one in carried])[:, None]
     local = F.avg_pool3d(F.pad(mismatches, (2,) * 6, mode="replicate"), 5, 1)[:, 0]
     mean = (local * inside).sum() / inside.sum().clamp(min=1)
-    weights = torch.exp(-SHARPNESS * local / mean.clamp(min=1e-12)) * inside
-    weights[: len(labelled)] *= STRAIGHT
-    weights[0] += (inside.sum(0) == 0).float()
+    scores = -SHARPNESS * local / mean.clamp(min=1e-12)
+    scores[: len(labelled)] += math.log(STRAIGHT)
+    weights = scores.masked_fill(~inside, -math.inf).softmax(0)
     labels = torch.stack([one.probabilities for one in carried])
-    return torch.einsum("nhwd,nchwd->chwd", weights, labels) / weights.sum(0)
+    return torch.einsum("nhwd,nchwd->chwd", weights, labels)

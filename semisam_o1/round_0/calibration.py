@@ -24,9 +24,7 @@ ODD_DEVIATIONS = 4  # of the pool; a class beyond them, and beyond the limits be
 ODD_VOLUME, ODD_SHIFT, ODD_LOOK = np.log(1.5), 0.4, 0.5  # logarithm of a factor; radii of the class; of the median
 LEAST_VOLUME, LEAST_SHIFT, LEAST_LOOK = 0.1, 0.1, 0.01  # least deviation over a pool
 SCATTERED = ("volume", "shift", "look")
-# Times the median distance of the pool: to the atlases plain scans reach 1.55, to the template 1.24, where pure noise
-# and half a scan have 1.54 to 2.3.
-FAR_FROM_ATLASES, FAR_FROM_TEMPLATE = 1.75, 1.5
+FAR = 1.5  # times the median distance of the pool: plain scans reach 1.31, pure noise and half a scan 1.54 to 2.4
 
 
 class Scatter(NamedTuple):
@@ -134,15 +132,15 @@ class Calibration(NamedTuple):
         place is no such case: its reverse consistency is low, and so is its predicted Dice.
         """
         pairs = {
-            "the scans that its label comes from": (found.dissimilarity, self.dissimilarity, FAR_FROM_ATLASES),
-            "the template": (found.back_residual, self.back_residual, FAR_FROM_TEMPLATE),
+            "the scans that its label comes from": (found.dissimilarity, self.dissimilarity),
+            "the template": (found.back_residual, self.back_residual),
         }
-        unlike = [
+        far = [
             f"{what} ({own / usual:.1f} times the usual distance)"
-            for what, (own, usual, far) in pairs.items()
-            if own > far * usual > 0
+            for what, (own, usual) in pairs.items()
+            if own > FAR * usual > 0
         ]
-        return f"the scan is unlike {' and '.join(unlike)}" if unlike else ""
+        return f"the scan is unlike {' and '.join(far)}" if far else ""
 
     def _relative(self, found: Evidence) -> np.ndarray:
         """What the scan's evidence, relative to the pool's, says of the error of each class, (classes,)."""

@@ -118,7 +118,8 @@ class LabelFusion:
             return None
         basis = self.bases[scan.template]
         tokens, template = basis(scan.tokens), basis(self.templates[scan.template])
-        own = Carried(scan.probabilities, *match(template, tokens, scan.points, scan.step_mm))
+        mismatch, inside = match(template, tokens, scan.points, scan.step_mm)
+        own = Carried(scan.probabilities, mismatch, torch.ones_like(inside))  # it ends where the template ends
         given, others = ([self.carried(name, scan, tokens) for name in names] for names in chosen[:2])
         return Fused(fuse([own, *given], others), chosen.pool, chosen.dissimilarity, chosen.labelled)
 
