@@ -52,6 +52,7 @@ class Rows:
         self.held = self.read() | {tuple(row[key] for key in self.keys): dict(row) for row in rows}
         if self.path:
             write_rows(self.path, self.columns, self.held.values())
+            self.read()  # rounded, as whoever goes on finds them
 
 
 class Scan(NamedTuple):
