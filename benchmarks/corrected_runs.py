@@ -44,7 +44,7 @@ QUICKLY = ["label_fusion=false", "template_copies=0"]  # there: round 0 is not u
 
 def options(parser) -> None:
     parser.add_argument("dataset_dir", nargs="?", metavar="DIR")
-    parser.add_argument("--points", type=int, nargs="+", default=[1, 5], help="numbers of labelled scans")
+    parser.add_argument("--points", type=int, nargs="+", default=[1, 5], help="numbers of labelled scans; 1 always")
     parser.add_argument("--no-ceiling", action="store_true", help="without the row of all true labels")
     parser.add_argument("--table", metavar="FILE", help="CSV of the printed figures; rows are added or replaced")
     parser.add_argument("--work", metavar="FOLDER", help="keep the run folders, so that a killed run goes on")
@@ -104,7 +104,7 @@ def run(options) -> None:
             f"{'labelled':>8} {'round 0':>8} {'network':>8} {'handed out, worst':>18} {'test':>8} {'worst':>8} {'s':>8}"
         )
         mine = RunFolder(folder / "run")
-        points = [str(point) for point in sorted(options.points) if point <= 1 + len(free)]
+        points = [str(point) for point in sorted({1, *options.points}) if point <= 1 + len(free)]
         for point in [*points, *([] if options.no_ceiling else [ALL])]:
             keys = {name: (root.resolve().name, template.name, point, whose, name) for name, whose in judges.items()}
             if any(key not in table.read() for key in keys.values()):

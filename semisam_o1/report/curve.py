@@ -54,8 +54,8 @@ def handed_out(
 def curve(steps: Sequence[Mapping[str, Any]]) -> list[Step]:
     """The labels that were handed out before each correction, and the last ones; empty before the first correction.
 
-    ``steps``: of `handed_out`. A mean is over the same scans in each of them: those that nobody touched
-    yet, and of which the value is known.
+    ``steps``: of `handed_out`. A mean is over the same scans in each of them: those that nobody touched yet and
+    of which the value is known.
     """
     if len(steps) < 2:
         return []

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from semisam_o1.round_0.alignment import OUTSIDE_COST, distances
 from semisam_o1.round_0.displacement import deform
-from semisam_o1.round_0.places import AffineMap, centred_points, sample
+from semisam_o1.round_0.places import AffineMap, centred_points, in_grid, sample
 from semisam_o1.round_0.propagation import emphasis, sample_label
 from semisam_o1.types import Probabilities, Tokens
 
@@ -75,14 +75,9 @@ def carried_from(
     weight = emphasis(atlas.probabilities)
     displacement, _ = deform(atlas.tokens, scan, step_mm, through, tuple(iterations), weight=weight)
     points = through(centred_points(scan.shape[1:], step_mm)) + displacement
-    return Carried(sample_label(atlas.probabilities, points, step_mm), *match(atlas.tokens, scan, points, step_mm))
-
-
-def match(tokens: Tokens, scan: Tokens, points: torch.Tensor, step_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``mismatch`` and ``inside`` of `Carried`. ``points``: (H', W', D', 3) mm, the places of a scan in ``tokens``."""
-    mismatch = (sample(tokens, points, step_mm) - scan).square().mean(0)
-    half = torch.tensor(tokens.shape[1:]) / 2 * step_mm
-    return mismatch, (points.abs() <= half).all(-1)
+    mismatch = (sample(atlas.tokens, points, step_mm) - scan).square().mean(0)
+    reached = in_grid(atlas.tokens.shape[1:], points, step_mm)
+    return Carried(sample_label(atlas.probabilities, points, step_mm), mismatch, reached)
 
 
 def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
@@ -93,12 +88,12 @@ def fuse(labelled: Sequence[Carried], pool: Sequence[Carried]) -> Probabilities:
     another scan of the pool. One that does not reach a place has none there; the first one has to reach each.
     """
     carried = (*labelled, *pool)
-    inside = torch.stack([one.inside for one in carried])
+    reached = torch.stack([one.inside for one in carried])
     mismatches = torch.stack([one.mismatch for one in carried])[:, None]
     local = F.avg_pool3d(F.pad(mismatches, (2,) * 6, mode="replicate"), 5, 1)[:, 0]
-    mean = (local * inside).sum() / inside.sum().clamp(min=1)
+    mean = (local * reached).sum() / reached.sum().clamp(min=1)
     scores = -SHARPNESS * local / mean.clamp(min=1e-12)
     scores[: len(labelled)] += math.log(STRAIGHT)
-    weights = scores.masked_fill(~inside, -math.inf).softmax(0)
+    weights = scores.masked_fill(~reached, -math.inf).softmax(0)
     labels = torch.stack([one.probabilities for one in carried])
     return torch.einsum("nhwd,nchwd->chwd", weights, labels)

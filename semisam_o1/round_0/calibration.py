@@ -24,7 +24,7 @@ ODD_DEVIATIONS = 4  # of the pool; a class beyond them, and beyond the limits be
 ODD_VOLUME, ODD_SHIFT, ODD_LOOK = np.log(1.5), 0.4, 0.5  # logarithm of a factor; radii of the class; of the median
 LEAST_VOLUME, LEAST_SHIFT, LEAST_LOOK = 0.1, 0.1, 0.01  # least deviation over a pool
 SCATTERED = ("volume", "shift", "look")
-FAR = 1.5  # times the median distance of the pool: plain scans reach 1.31, pure noise and half a scan 1.54 to 2.4
+FAR = 1.5  # times the median distance of the pool: plain scans reach 1.33, pure noise and half a scan 1.54 to 2.4
 
 
 class Scatter(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from semisam_o1.round_0.places import AffineMap, centred_points, sample
+from semisam_o1.round_0.places import AffineMap, centred_points, in_grid, sample
 from semisam_o1.round_0.propagation import sample_label
 from semisam_o1.types import Probabilities, Volume
 
@@ -68,13 +68,11 @@ def make_copy(template: Volume, label: Probabilities, one: Aligned, other: Align
         one, other: two scans aligned to it, on grids of ``step_mm`` mm as the template.
     """
     points = composed(one, other, step_mm)
-    half = torch.tensor(template.shape[1:]) / 2 * step_mm
-    inside = one.has_data[0] & (one.points.abs() <= half).all(-1)
+    seen = (one.has_data[0] & in_grid(template.shape[1:], one.points, step_mm)).numpy()
     aligned = sample(template, one.points, step_mm)[0].numpy()
     scan = one.image[0].numpy()
-    if not inside.any():
+    if not seen.any():
         return Copy(one.image, one.has_data, sample_label(label, points, step_mm), points)
-    seen = inside.numpy()
     unexplained = scan - matched(aligned[seen], scan[seen], aligned)
     moved = matched(aligned[seen], scan[seen], sample(template, points, step_mm)[0].numpy())
     image = np.where(seen, moved + unexplained, scan)  # outside of the template, its border says nothing

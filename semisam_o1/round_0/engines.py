@@ -238,9 +238,7 @@ def label_fusion_engine(
         found, before = learned_outlines(store, cohort, records, fused), outlines_of(records)
         known = {case.name for case in cohort.cases}
         if any(outlines.gain is not None and set(outlines.factors) != {1.0} for outlines in (found, before)):
-            for name in sorted(
-                known & {*fused.names()}
-            ):  # those of earlier runs of the engine, too, if factors changed
+            for name in sorted(known & {*fused.names()}):  # also of earlier runs of the engine
                 if name in values or found.factors != before.factors:
                     shares = applied(fused.load(name, ["probabilities"])[0], found.factors)
                     values[name] = write_again(folder, cohort.case(name), shares, store, cohort, details)

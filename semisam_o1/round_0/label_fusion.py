@@ -16,9 +16,9 @@ import torch
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.features import FeatureStore
 from semisam_o1.files import WorkFiles
-from semisam_o1.round_0.atlases import Atlas, Carried, carried_from, dissimilarity, fuse, match
+from semisam_o1.round_0.atlases import Atlas, Carried, carried_from, dissimilarity, fuse
 from semisam_o1.round_0.passes import FirstPass, Fused
-from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal
+from semisam_o1.round_0.places import CHANNELS, AffineMap, coarse, principal, sample
 from semisam_o1.round_0.templates import reference
 from semisam_o1.types import Case, Probabilities, Tokens
 
@@ -118,8 +118,8 @@ class LabelFusion:
             return None
         basis = self.bases[scan.template]
         tokens, template = basis(scan.tokens), basis(self.templates[scan.template])
-        mismatch, inside = match(template, tokens, scan.points, scan.step_mm)
-        own = Carried(scan.probabilities, mismatch, torch.ones_like(inside))  # it ends where the template ends
+        mismatch = (sample(template, scan.points, scan.step_mm) - tokens).square().mean(0)
+        own = Carried(scan.probabilities, mismatch, torch.ones_like(mismatch, dtype=torch.bool))
         given, others = ([self.carried(name, scan, tokens) for name in names] for names in chosen[:2])
         return Fused(fuse([own, *given], others), chosen.pool, chosen.dissimilarity, chosen.labelled)
 

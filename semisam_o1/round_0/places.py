@@ -58,6 +58,11 @@ def sample(volume: torch.Tensor, points: torch.Tensor, step_mm, padding: str = "
     return found.transpose(0, 1).reshape(len(volume), -1)[:, : len(where)].reshape(-1, *points.shape[:-1])
 
 
+def in_grid(shape, points: torch.Tensor, step_mm: float) -> torch.Tensor:
+    """Whether centred ``points`` (..., 3) in mm lie in the field of view of a grid of ``shape`` (H, W, D): (...)."""
+    return (points.abs() <= torch.tensor(shape) / 2 * step_mm).all(-1)
+
+
 def rotation(vector: torch.Tensor | np.ndarray) -> torch.Tensor:
     """The rotation matrix (3, 3) of a rotation vector (3,), radians."""
     x, y, z = (float(v) for v in vector)

@@ -18,7 +18,7 @@ from semisam_o1.neighbours import k_means
 from semisam_o1.neighbours import nearest as nearest_vectors
 from semisam_o1.round_0.alignment import align, register
 from semisam_o1.round_0.displacement import finest, sharpen
-from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, principal, sample
+from semisam_o1.round_0.places import CHANNELS, AffineMap, centred_points, in_grid, principal, sample
 from semisam_o1.types import Probabilities, Tokens
 
 PRESENT = 0.05  # a class is near a token if its share in the warped label exceeds this within reach
@@ -131,8 +131,7 @@ def sample_label(label: Probabilities, points: torch.Tensor, step_mm: float) -> 
 
     With border padding, a label cut off by its field of view would extend without limit.
     """
-    half = torch.tensor(label.shape[1:]) / 2 * step_mm
-    shares = sample(label, points, step_mm)[1:] * (points.abs() <= half).all(-1)
+    shares = sample(label, points, step_mm)[1:] * in_grid(label.shape[1:], points, step_mm)
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 

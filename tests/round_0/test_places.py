@@ -99,7 +99,10 @@ def test_pooled_keeps_the_middle():
     for factor in (2, 3, 4, 8):
         shape = [max(1, n // factor) for n in (9, 8, 7)]
         there = centred_points(shape, factor).permute(3, 0, 1, 2)
-        np.testing.assert_allclose(pooled(ramp, factor), there, atol=1e-5)
+        found = pooled(ramp, factor)
+        assert found.shape == (3, *shape)
+        np.testing.assert_allclose(found, there, atol=1e-5)
+        np.testing.assert_allclose(found.diff(dim=1)[0], factor)
 
 
 def test_principal_keeps_distances():
