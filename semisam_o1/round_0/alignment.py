@@ -66,7 +66,7 @@ def align(
     step_mm: float,
     turn: torch.Tensor | None = None,
     starts: int = 320,
-    refined: Sequence[tuple[int, int, int]] = ((12, 40, 3), (4, 20, 1)),
+    refined: Sequence[tuple[int, int, int]] = ((24, 40, 3), (8, 20, 1)),
     seed: int = 0,
 ) -> list[tuple[AffineMap, float]]:
     """Find affine maps from scan to template with small descriptor distance; returns maps and distances, best first.
