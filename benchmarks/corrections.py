@@ -40,6 +40,8 @@ KEYS = ("set", "template", "strategy", "labelled", "judges", "case")
 COLUMNS = dict.fromkeys(KEYS, TEXT) | {"plain": ".4f", "dice": ".4f"}
 RANDOM = "random"
 THIRD = 3  # one scan of the pool in so many is never touched
+LEAST = 3  # scans that are never touched, if the pool has twice as many
+FIRST = 3  # names of train.txt that are templates in turn, and so do not judge
 SEED = 3
 BY_QUALITY = {"worst predicted", "expected win"}  # the strategies that ask for the predicted Dice
 
@@ -56,10 +58,12 @@ def options(parser) -> None:
     parser.add_argument("--work", metavar="FOLDER", help="keep features and first pass, so that a killed run goes on")
 
 
-def never_touched(names: Sequence[str]) -> list[str]:
-    """A third of a pool, drawn by a fixed seed."""
-    order = np.random.RandomState(SEED).permutation(len(names))
-    return [names[i] for i in sorted(order[: max(1, len(names) // THIRD)])]
+def never_touched(names: Sequence[str], templates: Sequence[str] = ()) -> list[str]:
+    """A third of a pool, at least `LEAST` scans, drawn by a fixed seed from those that are no templates in turn."""
+    drawn = [name for name in names if name not in templates]
+    order = np.random.RandomState(SEED).permutation(len(drawn))
+    count = max(len(names) // THIRD, min(LEAST, len(names) // 2), 1)
+    return [drawn[i] for i in sorted(order[:count])]
 
 
 class Remembering(LabelFusion):
@@ -77,13 +81,13 @@ class Remembering(LabelFusion):
 class Pool:
     """A pool with one template, after round 0: who is never touched, and labels for any set of touched scans."""
 
-    def __init__(self, cohort: Cohort, store: FeatureStore, run: RunFolder, truths: Path):
+    def __init__(self, cohort: Cohort, store: FeatureStore, run: RunFolder, truths: Path, judges: Sequence[str]):
         self.cohort, self.store, self.run, self.truths = cohort, store, run, truths
         self.records = run.round(0).work("first")
         names = [case.name for case in cohort.pool if self.records.has(case.name, "alignments")]
         tests = [case.name for case in cohort.test if self.records.has(case.name, "alignments")]
         self.carried: dict[str, dict] = {}  # scan -> what was carried to it
-        self.judges = dict.fromkeys(never_touched(names), "pool") | dict.fromkeys(tests, "test")  # scan -> its list
+        self.judges = dict.fromkeys(judges, "pool") | dict.fromkeys(tests, "test")  # scan -> its list
         self.free = [name for name in names if name not in self.judges]
 
     def touched(self, names: Sequence[str]) -> Cohort:
@@ -130,7 +134,7 @@ class Pool:
         return next(ranked[i] for i in order if ranked[i] in self.free)
 
 
-def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int, predict: bool) -> Pool:
+def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int, predict: bool, judges: Sequence[str]) -> Pool:
     """Round 0 of a pool with one template, in ``folder``; with the predicted Dice if ``predict``."""
     others = [case for case in (*cohort.templates, *cohort.pool) if case.name != template.name]
     pool = tuple(replace(case, split="pool") for case in others if case.label)
@@ -142,7 +146,7 @@ def prepared(cohort: Cohort, template: Case, folder: Path, voxels: int, predict:
         propagated(store, cohort, [(pool, pool), (test, pool)], run.path)
     if predict and not run.round(0).quality.path.is_file():
         quality_engine(store, cohort, run.path, 0).run(pool, epoch_length=len(pool))
-    return Pool(cohort, store, run, folder / "truth")
+    return Pool(cohort, store, run, folder / "truth", judges)
 
 
 @torch.no_grad()
@@ -154,12 +158,13 @@ def run(options) -> None:
         everyone = [*cohort.templates, *cohort.pool]
         templates = everyone[: options.templates]
         chosen = drawn([case for case in cohort.pool if case.label], options.pool)
-        cohort = replace(cohort, pool=tuple({case.name: case for case in (*chosen, *templates[1:])}.values()))
+        judges = never_touched([case.name for case in chosen], [case.name for case in everyone[:FIRST]])
+        cohort = replace(cohort, pool=tuple(chosen))
         columns = f"{'labelled':>8}{'pool':>8}{'worst':>8}{'test':>8}{'all plain':>10}  touched last"
         print(f"{'template':20}{'strategy':18}{columns}")
         for template in templates:
             predict = bool(BY_QUALITY & {*options.strategies})
-            pool = prepared(cohort, template, folder / template.name, options.voxels, predict)
+            pool = prepared(cohort, template, folder / template.name, options.voxels, predict, judges)
             chains = [(name, 0) for name in options.strategies if name != RANDOM]
             chains += [(RANDOM, draw) for draw in range(options.draws) if RANDOM in options.strategies]
             for strategy, draw in chains:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from monai.utils import CommonKeys as Keys
 
+from semisam_o1.data.class_sizes import choose_feature_spacing
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.grids import choose_spacing
 from semisam_o1.data.intensities import HAS_DATA
 from semisam_o1.data.transforms import image_chain
 from semisam_o1.encoders.mind_descriptors import mind
@@ -31,6 +31,7 @@ from semisam_o1.types import Case
 
 DRAW = 4  # seed for drawing cases
 SEED = 1337  # seed of the propagation, the default of a run
+FINER = 3  # times as many voxels, at most, where a small class needs them; the default of a run
 DEFAULT = partial(propagation.nearest, seed=SEED)
 
 
@@ -89,7 +90,7 @@ def drawn(cases: Sequence[Case], count: int, seed: int = DRAW) -> list[Case]:
 
 def empty_store(folder: Path, cohort: Cohort, voxels: int = 400000) -> FeatureStore:
     """A store for features of `mind` in the working space that a run would choose."""
-    return FeatureStore(folder, mind(), choose_spacing(cohort.template_grids, voxels))
+    return FeatureStore(folder, mind(), choose_feature_spacing(cohort, voxels, FINER))
 
 
 def fill(store: FeatureStore, cohort: Cohort, cases: Sequence[Case], spacing: float) -> None:

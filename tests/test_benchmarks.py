@@ -198,8 +198,8 @@ def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, c
     assert {key[0] for key in at} == {"most typical", "worst predicted", "random 1"}
     assert at["most typical", "1"] == at["worst predicted", "1"] == at["random 1", "1"]
     judges = {of: {row["case"] for row in rows if row["judges"] == of} for of in ("pool", "test")}
-    assert (len(judges["pool"]), len(judges["test"])) == (1, 2)  # a third of the pool's three scans, and the test list
-    assert len(rows) == 3 * 2 * 3
+    assert (len(judges["pool"]), len(judges["test"])) == (2, 2)  # two of the pool's five scans, and the test list
+    assert len(rows) == 3 * 2 * 4
     assert all(row["plain"] == row["dice"] for row in rows if row["labelled"] == "1")  # nothing is learned from none
     table.write_text("".join(line for line in table.read_text().splitlines(keepends=True) if ",2," not in line))
     bench(monkeypatch, *command)
