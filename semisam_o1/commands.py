@@ -208,7 +208,7 @@ def _say_valid(options: argparse.Namespace) -> None:
             try_out(config)  # what a run refuses
     finally:
         logger.setLevel(level)
-    names = ("max_iterations", "first_round_factor", "num_rounds", "feature_voxels", "template_copies")
+    names = ("max_iterations", "first_round_factor", "num_rounds", "feature_spacing", "template_copies")
     settings = {name: config.setting(name) for name in names}
     said = f"preset {preset(options)}"
     if settings["num_rounds"] == "auto":

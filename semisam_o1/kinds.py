@@ -145,6 +145,7 @@ KINDS: dict[str, Kind] = {
     "reviewed": Kind(numbers=False, text=True, null=True),
     "out_channels": whole(2, 250),
     "feature_voxels": Kind(low=500, high=1e9),
+    "finer_features": Kind(low=1, high=1000),
     "feature_spacing": WORKING,
     "feature_dtype": words("float16", "float32"),
     "feature_intensities": INTENSITIES,

@@ -20,6 +20,7 @@ from semisam_o1.workflows import config_files, overrides, workflow
 CONFIGS = Path(semisam_o1.BUNDLE_ROOT) / "configs"
 SMALL = {  # volumes and schedules that take seconds
     "feature_voxels": 3000,
+    "finer_features": 1,
     "train_voxels": 6000,
     "max_iterations": 4,
     "iterations_per_epoch": 2,

@@ -1,5 +1,6 @@
 """Data sets, scans and labels: reading, checking, transforming and writing."""
 
+from semisam_o1.data.class_sizes import choose_feature_spacing
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.datasets import open_cohort
 from semisam_o1.data.formats import Format
@@ -40,6 +41,7 @@ __all__ = [
     "ScanReader",
     "Stored",
     "chain",
+    "choose_feature_spacing",
     "choose_patch",
     "choose_spacing",
     "choose_strides",

@@ -23,9 +23,11 @@ from semisam_o1.types import Case, DatasetError
 LISTS = {"pool": "train.txt", "val": "val.txt", "test": "test.txt"}  # split -> the file that lists its cases
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cohort:
     """A data set as a run uses it: the cases of each split, the class names, the cases set aside.
+
+    Two are never equal, so that what takes long to find in one can be kept in memory (`functools.lru_cache`).
 
     Attributes:
         root: the data set's folder.

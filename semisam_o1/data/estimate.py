@@ -24,7 +24,10 @@ SECONDS_PER_CASE_PROPAGATION = 10
 SECONDS_WHATEVER_THE_SIZE = 6  # per case, for first pass, label fusion and quality estimate together
 
 
-SECONDS_PER_MEGAVOXEL = 0.7  # one mean teacher iteration, per million voxels of the batch
+SECONDS_PER_MEGAVOXEL = 0.7  # one mean teacher iteration, per million voxels of the batch; with five classes
+
+
+OF_CLASSES = 0.6, 0.09  # times that, whatever their number, and for each class; 38 classes took four times as long
 
 
 SECONDS_PER_CASE_PREDICTION = 1.5
@@ -48,8 +51,8 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
     Args:
         settings: ``max_iterations`` (per round) and ``num_rounds``, 0 by default; ``first_round_factor``, the length
             of the first round relative to later ones; ``batch_voxels``, voxels per training iteration;
-            ``feature_voxels``, working voxels of the median scan; ``template_copies``, each of which costs as much as
-            a scan.
+            ``feature_spacing``, mm (the stored grid if None), by default of `REFERENCE_VOXELS`; ``template_copies``,
+            each of which costs as much as a scan.
 
     Returns:
         ``features``, ``propagation``, ``training``, ``prediction`` and their sum ``seconds``;
@@ -60,16 +63,20 @@ def estimate(cohort: Cohort, settings: Mapping) -> dict:
         int(settings.get("max_iterations", 0)) * (rounds - 1 + settings.get("first_round_factor", 1)) * bool(rounds)
     )
     grids = {case.name: cohort.grid(case) for case in cohort.cases}
-    spacing = choose_spacing(cohort.template_grids, int(settings.get("feature_voxels", REFERENCE_VOXELS)))
-    working = {name: np.prod(np.array(grid.shape) * grid.spacing) / spacing**3 for name, grid in grids.items()}
+    if "feature_spacing" in settings:
+        spacing = settings["feature_spacing"]
+    else:
+        spacing = choose_spacing(cohort.template_grids, REFERENCE_VOXELS)
+    working = {name: np.prod(grid.shape * grid.spacing / (spacing or grid.spacing)) for name, grid in grids.items()}
     pool = [case.name for case in cohort.pool]
     pool_size = sum(working[name] for name in pool) / REFERENCE_VOXELS
+    of_classes = OF_CLASSES[0] + OF_CLASSES[1] * cohort.num_classes
     copied = 1 + min(int(settings.get("template_copies", 0)), len(pool)) / max(1, len(pool))
     held_out = sum(working[case.name] for case in cohort.val + cohort.test) / REFERENCE_VOXELS
     seconds = {
         "features": SECONDS_PER_CASE_FEATURES * sum(working.values()) / REFERENCE_VOXELS,
         "propagation": (SECONDS_PER_CASE_PROPAGATION * pool_size + SECONDS_WHATEVER_THE_SIZE * len(pool)) * copied,
-        "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations,
+        "training": SECONDS_PER_MEGAVOXEL * settings.get("batch_voxels", 1e6) / 1e6 * iterations * of_classes,
         "prediction": SECONDS_PER_CASE_PREDICTION * (pool_size * rounds + held_out * bool(rounds)),
     }
     stored = sum(float(np.prod(grids[name].shape)) for name in pool)

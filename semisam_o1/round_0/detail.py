@@ -7,7 +7,7 @@ read from the template's own label, in place of its share on tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from monai.transforms.utils import generate_spatial_bounding_box
 
+from semisam_o1.data.class_sizes import SMALL, dices, kept_on_tokens
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.grids import Grid, beyond, cropped, slabs, to_grid
 from semisam_o1.features import Features, FeatureStore
@@ -23,8 +24,6 @@ from semisam_o1.round_0.places import sample
 from semisam_o1.round_0.templates import Template, reference
 from semisam_o1.types import Affine, Probabilities
 
-SMALL = 0.95  # Dice of a class, taken to tokens and back, with itself, below which it is small
-ENOUGH = 2_000_000  # voxels of a template in which its classes are compared with tokens; of more, a part is drawn
 FINER = 4  # parts of a token along each side, at most, in which labels of small classes are compared
 AddDetail = Callable[[Probabilities, Grid], Probabilities]
 
@@ -37,37 +36,8 @@ class SmallClass(NamedTuple):
     affine: Affine
 
 
-def kept_on_tokens(label: torch.Tensor, grid: Grid, shares: Probabilities, affine: Affine) -> np.ndarray:
-    """The Dice of each class's share on tokens, resampled to the label's grid, with the class itself: (num_classes,).
-
-    Every n-th voxel along each axis is compared, in the box of the foreground and two tokens around it.
-
-    Args:
-        label: (H, W, D) channels on ``grid``. shares: (num_classes, H', W', D') on tokens with ``affine``.
-    """
-    margin = np.ceil(2 * np.linalg.norm(np.asarray(affine)[:3, 0]) / grid.spacing).astype(int)
-    ends = generate_spatial_bounding_box(label[None] > 0, margin=margin.tolist(), allow_smaller=True)
-    box = [slice(*pair) for pair in zip(*ends)]
-    every = int(np.ceil((np.prod([part.stop - part.start for part in box]) / ENOUGH) ** (1 / 3)))
-    label, grid = label[tuple(box)][::every, ::every, ::every], cropped(grid, box)
-    coarse = np.array(grid.affine, float)
-    coarse[:3, :3] *= every
-    parts = slabs(Grid(coarse, tuple(label.shape)), len(shares))
-    return _dices(((to_grid(shares, affine, part).argmax(0), label[rows]) for rows, part in parts), len(shares))
-
-
-def _dices(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int) -> np.ndarray:
-    """The Dice of each of ``count`` classes over pairs of labels; 1 for a class that neither has: (count,)."""
-    both, sizes = np.zeros(count), np.zeros(count)
-    for pair in pairs:
-        one, other = (label.flatten().long() for label in pair)
-        both += one[one == other].bincount(minlength=count).numpy()
-        sizes += (one.bincount(minlength=count) + other.bincount(minlength=count)).numpy()
-    return np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)
-
-
 def find_small(label: torch.Tensor, grid: Grid, shares: Probabilities, affine: Affine) -> list[SmallClass]:
-    """The foreground classes of which tokens keep too little, see `SMALL`; for the arguments see `kept_on_tokens`."""
+    """The foreground classes of which tokens keep less than `SMALL`; for the arguments see `kept_on_tokens`."""
     found = []
     for channel in (np.flatnonzero(kept_on_tokens(label, grid, shares, affine)[1:] < SMALL) + 1).tolist():
         mask = label == channel
@@ -141,7 +111,7 @@ def dices_of_small(
         shares = to_grid(placed.shares, affine, part)
         return add_detail(template, small, placed.points, affine, shares, part).argmax(0)
 
-    found = _dices(((label(one, part), label(other, part)) for _, part in slabs(grid, count)), count)[1:]
+    found = dices(((label(one, part), label(other, part)) for _, part in slabs(grid, count)), count)[1:]
     known = np.isin(np.arange(1, count), [one.channel for one in small])
     return np.where(known, found, np.nan)
 

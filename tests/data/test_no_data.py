@@ -237,7 +237,7 @@ def test_a_class_smaller_than_a_token_is_said(tmp_path):
     image = saved(tmp_path / "t.nii.gz", tissue(shape=(24, 24, 24)), np.eye(4))
     case = Case("t", image, saved(tmp_path / "l.nii.gz", label, np.eye(4)), "template")
     cohort = cohort_of([case], classes={0: "background", 1: "large", 2: "small"})
-    (found,) = small_classes(cohort, 8.0)
+    _, found = small_classes(cohort, 8.0)
     assert (found.case, found.severity) == ("t", "warning")
     assert found.found.startswith("label: small (8 voxels, 0.0") and found.found.endswith("fills no token of 8 mm")
     assert small_classes(cohort, 1.0) == []

@@ -36,6 +36,7 @@ WRONG = [
     ("seed", True, "a whole number from 0 to 4,000,000,000"),
     ("feature_voxels", 0, "a number from 500 to 1,000,000,000"),
     ("feature_voxels", float("nan"), "a number from 500 to 1,000,000,000"),
+    ("finer_features", 0.5, "a number from 1 to 1,000"),
     ("num_classes", "abc", "a whole number from 2 to 250 or null"),
     ("num_classes", 10**9, "a whole number from 2 to 250 or null"),
     ("feature_spacing", 1e9, "a number from 0.01 to 100 or null"),

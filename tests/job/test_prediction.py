@@ -47,7 +47,8 @@ def test_the_trained_bundle_predicts_as_the_run_did(begun, phantom_dir, tmp_path
     made, found = begun, tmp_path / "found"
     if {"sam_med3d", "paper"} & set(options):  # of other features: from the beginning
         made, settings = tmp_path / "run", settings | {"pretrained_ckpt": str(sam_weights)}
-    dropped = ("view_turn", *(("feature_voxels", "train_voxels") if "paper" in options else ()))  # the preset's own
+    of_preset = ("feature_voxels", "finer_features", "train_voxels") if "paper" in options else ()
+    dropped = ("view_turn", *of_preset)
     quick = {"num_rounds": 1, "max_iterations": 2} | settings
     said = [text for text in small(**quick) if not text.startswith(dropped)]
     assert main(["run", str(phantom_dir), "--output", str(made), "--device", "cpu", *options, *said]) == 0

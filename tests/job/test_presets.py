@@ -12,7 +12,7 @@ from tests.jobs import CONFIGS, SMALL, assert_same_labels, bundle, small
 @pytest.mark.slow
 def test_paper_preset(phantom_dir, tmp_path, sam_weights, capfd):
     """By the bundle with two config files, as the page has it; the network is a narrow one."""
-    ids = {k: v for k, v in SMALL.items() if k not in ("train_voxels", "feature_voxels")}
+    ids = {k: v for k, v in SMALL.items() if k not in ("train_voxels", "feature_voxels", "finer_features")}
     ids |= {"patch_size": [32, 32, 32], "num_rounds": 1, "validation_interval": 2, "network_widths": [4, 8, 16, 32, 64]}
     ids |= {"pretrained_ckpt": str(sam_weights), "device": "cpu"}
     ids |= {"dataset_dir": str(phantom_dir), "output_dir": str(tmp_path)}

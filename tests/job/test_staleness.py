@@ -32,6 +32,7 @@ def first_stale(config: JobConfig, id: str) -> str | None:
     ("id", "stage"),
     [
         ("feature_voxels", "features"),
+        ("finer_features", "features"),
         ("encoder#_target_", "features"),
         ("template", "features"),
         ("split", "features"),

@@ -10,11 +10,12 @@ from torch import nn
 
 from semisam_o1.cli import main
 from semisam_o1.data import ScanReader
+from semisam_o1.data.class_sizes import kept_on_tokens
 from semisam_o1.data.grids import Grid
 from semisam_o1.encoders.base import Encoder
 from semisam_o1.features import FeatureStore
 from semisam_o1.round_0.calibration import USUAL_SPREAD, calibrate
-from semisam_o1.round_0.detail import Details, Placed, dices_of_small, kept_on_tokens
+from semisam_o1.round_0.detail import Details, Placed, dices_of_small
 from semisam_o1.round_0.engines import first_pass_engine, label_fusion_engine
 from semisam_o1.round_0.passes import Alignment, FirstPass
 from semisam_o1.round_0.places import AffineMap, centred_points, coarse
