@@ -21,6 +21,8 @@ from semisam_o1.types import Affine, Case, Probabilities
 LEAST_SHARE = 0.5  # of a token; a class that has less in every token gets no votes there
 SMALL = 0.95  # Dice of a class, taken to tokens and back, with itself, below which it is small
 ENOUGH = 2_000_000  # voxels of a template in which its classes are compared with tokens; of more, a part is drawn
+SEEN = 1_000  # voxels of a class in that part; a class with fewer is compared in its own box
+LEAST_VOXELS = 27  # of a class in a template; one with fewer is not worth finer features
 GROWTH = 1.5  # times as many voxels at each step to finer features
 BYTES = 4_000  # of memory that round 0 takes for each voxel of the features, with many classes
 SHARE_OF_MEMORY = 0.5  # of the machine's, for finer features
@@ -43,20 +45,34 @@ class ClassOnTokens(NamedTuple):
 def kept_on_tokens(label: torch.Tensor, grid: Grid, shares: Probabilities, affine: Affine) -> np.ndarray:
     """The Dice of each class's share on tokens, resampled to the label's grid, with the class itself: (num_classes,).
 
-    Every n-th voxel along each axis is compared, in the box of the foreground and two tokens around it.
+    Of large labels every n-th voxel along each axis is compared, in the box of the foreground and two tokens around it;
+    a class of which this sees too little, in its own box.
 
     Args:
         label: (H, W, D) channels on ``grid``. shares: (num_classes, H', W', D') on tokens with ``affine``.
     """
+    kept, seen = _compared(label > 0, label, grid, shares, affine)
+    voxels = label.flatten().bincount(minlength=len(shares)).numpy()
+    for channel in np.flatnonzero(seen < np.minimum(voxels, SEEN)):
+        if channel:
+            kept[channel] = _compared(label == channel, label, grid, shares, affine)[0][channel]
+    return kept
+
+
+def _compared(
+    mask: torch.Tensor, label: torch.Tensor, grid: Grid, shares: Probabilities, affine: Affine
+) -> tuple[np.ndarray, np.ndarray]:
+    """`kept_on_tokens` in the box of ``mask`` (H, W, D), and the voxels of each class that were compared there."""
     margin = np.ceil(2 * np.linalg.norm(np.asarray(affine)[:3, 0]) / grid.spacing).astype(int)
-    ends = generate_spatial_bounding_box(label[None] > 0, margin=margin.tolist(), allow_smaller=True)
+    ends = generate_spatial_bounding_box(mask[None], margin=margin.tolist(), allow_smaller=True)
     box = [slice(*pair) for pair in zip(*ends)]
     every = int(np.ceil((np.prod([part.stop - part.start for part in box]) / ENOUGH) ** (1 / 3)))
     label, grid = label[tuple(box)][::every, ::every, ::every], cropped(grid, box)
     coarse = np.array(grid.affine, float)
     coarse[:3, :3] *= every
     parts = slabs(Grid(coarse, tuple(label.shape)), len(shares))
-    return dices(((to_grid(shares, affine, part).argmax(0), label[rows]) for rows, part in parts), len(shares))
+    found = dices(((to_grid(shares, affine, part).argmax(0), label[rows]) for rows, part in parts), len(shares))
+    return found, label.flatten().bincount(minlength=len(shares)).numpy()
 
 
 def dices(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int) -> np.ndarray:
@@ -69,6 +85,7 @@ def dices(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int) -> np.
     return np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)
 
 
+@functools.lru_cache(maxsize=32)
 def classes_on_tokens(cohort: Cohort, case: Case, token_mm: float) -> list[ClassOnTokens]:
     """The foreground classes of a template on tokens of ``token_mm`` mm."""
     shares, label = label_chain(token_mm, cohort)(case.item())[Keys.LABEL], cohort.label(case)
@@ -92,19 +109,24 @@ def choose_feature_spacing(cohort: Cohort, voxels: float, finer: float = 1) -> f
     Args:
         voxels: of the median template.
         finer: times ``voxels``, at most; 1: as `choose_spacing`. Nor may they take more than `SHARE_OF_MEMORY` of the
-            machine's memory, at `BYTES` a voxel.
+            machine's memory, at `BYTES` a voxel: a step that does not fit is not taken.
     """
     grids, step = cohort.template_grids, 1.0
     chosen = choose_spacing(grids, int(voxels))
-    most = min(finer, psutil.virtual_memory().total * SHARE_OF_MEMORY / BYTES / voxels)
-    while step < most and any(
-        found.kept < SMALL for case in cohort.templates for found in classes_on_tokens(cohort, case, chosen)
-    ):
-        step = min(step * GROWTH, most)
-        chosen, coarser = choose_spacing(grids, int(voxels * step)), chosen
-        if chosen == coarser:  # the scans have no finer voxels
+    most = psutil.virtual_memory().total * SHARE_OF_MEMORY / BYTES / voxels
+    while step < finer and _too_small(cohort, chosen):
+        step = min(step * GROWTH, finer)
+        next_finer = choose_spacing(grids, int(voxels * step))
+        if step > most or next_finer == chosen:  # the scans have no finer voxels
             break
+        chosen = next_finer
     return chosen
+
+
+def _too_small(cohort: Cohort, token_mm: float) -> bool:
+    """Whether tokens of ``token_mm`` mm keep too little of a class."""
+    classes = [found for case in cohort.templates for found in classes_on_tokens(cohort, case, token_mm)]
+    return any(found.kept < SMALL for found in classes if found.voxels >= LEAST_VOXELS)
 
 
 def small_classes(cohort: Cohort, token_mm: float) -> list[Problem]:

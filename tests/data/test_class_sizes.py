@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from semisam_o1.data import class_sizes
-from semisam_o1.data.class_sizes import choose_feature_spacing, classes_on_tokens, small_classes
+from semisam_o1.data.class_sizes import choose_feature_spacing, classes_on_tokens, kept_on_tokens, small_classes
+from semisam_o1.data.grids import Grid
 from semisam_o1.types import Case
 from tests.jobs import cohort_of
 
@@ -54,9 +56,29 @@ def test_large_classes_change_nothing(cohort):
 
 @pytest.mark.parametrize("cohort", [1], indirect=True)
 def test_finer_tokens_must_fit_into_memory(cohort, monkeypatch):
-    """By hand: half of 60 MB holds 7,500 voxels of 4,000 bytes, 1.83 times as many."""
+    """By hand: half of 60 MB holds 7,500 voxels of 4,000 bytes, 1.83 times as many: one step of 1.5, and no second.
+
+    So a little more or less memory changes nothing.
+    """
     monkeypatch.setattr(class_sizes.psutil, "virtual_memory", lambda: SimpleNamespace(total=60_000_000))
-    assert choose_feature_spacing(cohort, VOXELS, 3) == pytest.approx(3 * (VOXELS / 7500) ** (1 / 3), abs=1e-3)
+    assert choose_feature_spacing(cohort, VOXELS, 3) == pytest.approx(3 / 1.5 ** (1 / 3), abs=1e-3)
+
+
+@pytest.mark.parametrize("index", [80, 81])
+def test_a_thin_class_is_seen_wherever_it_lies_in_a_large_label(index, monkeypatch):
+    """Every second voxel is compared, and the plate of one voxel lies between them, or not."""
+    monkeypatch.setattr(class_sizes, "ENOUGH", 40**3)
+    label = torch.zeros(80, 80, 80, dtype=torch.long)
+    label[4:76, 4:76, 4:40], label[index - 20, 30:50, 50:70] = 1, 2
+    shares = torch.stack([label != 1, label == 1, label == 3]).float()  # nothing is left of the plate
+    kept = kept_on_tokens(label, Grid(np.eye(4), tuple(label.shape)), shares, np.eye(4))
+    assert kept[2] == 0 and kept[1] > 0.99
+
+
+@pytest.mark.parametrize("cohort", [1], indirect=True)
+def test_a_stray_voxel_asks_for_nothing(cohort, monkeypatch):
+    monkeypatch.setattr(class_sizes, "LEAST_VOXELS", 401)  # the plate has 400
+    assert choose_feature_spacing(cohort, VOXELS, 3) == 3.0
 
 
 @pytest.mark.parametrize("cohort", [2], indirect=True)
