@@ -40,6 +40,7 @@ STAGE_NAMES = {"copied": "copied template label (the floor)"}
 NOTES = {"uncertainty": "uncertainty", "predicted_dice": "predicted Dice"}  # column of review.csv -> shown name
 KNOWN = {
     "uncertainty": ".6f", "predicted_dice": ".4f", "class": COUNT, "class_dice": ".4f", CANNOT_TELL: TEXT,
+    ODD: TEXT,
 }  # of its columns  # fmt: skip
 
 PAGES = Environment(
@@ -108,10 +109,10 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
         "report.html.j2",
         names=", ".join(case.name for case in cohort.templates),
         warnings=record.get("warnings", []),
-        legend=[*((class_colour(n), name) for n, name in _foreground(cohort)), (TRUTH_COLOUR, "truth, where known")],
+        legend=[*_colours(cohort), (TRUTH_COLOUR, "truth, where known")],
         templates=[_drawn(case, case.label, cohort, "the given label", is_template=True) for case in cohort.templates],
         numbers=_numbers(rows, cohort, measures),
-        cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases),
+        cases=_drawn_cases(run, cohort, split, rows, measures[0], max_cases, record.get("labels_round")),
         total=len([case for case in cohort.split(split) if case.name not in cohort.touched]),
         given=_given(run, cohort),
         curve=_curve(record, measures[0]),
@@ -130,6 +131,11 @@ def write_report(run_dir: str | Path, cohort: Cohort, max_cases: int = 200) -> P
 def _foreground(cohort: Cohort) -> list[tuple[int, str]]:
     """Number and name of each foreground class."""
     return [(number, name) for number, name in sorted(cohort.classes.items()) if number > 0]
+
+
+def _colours(cohort: Cohort) -> list[tuple[str, str]]:
+    """The colour of each foreground class in the pictures, which have channels, and its name."""
+    return [(class_colour(channel), name) for channel, (_, name) in enumerate(_foreground(cohort), start=1)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[int] = ()) -> _Table:
@@ -166,7 +172,7 @@ def _numbers(rows: Sequence[Mapping[str, Any]], cohort: Cohort, measures: Sequen
         "table": _table(head, table, right={*range(len(head))} - {0, 2}),
         "means": f"{', '.join(most)} and {last}",
         "charted": first.title,
-        "chart": _chart([line for line in lines if line["split"] != "touched"], first),
+        "chart": _chart([line for line in lines if line["split"] != "touched"] or lines, first),
     }
 
 
@@ -246,9 +252,18 @@ def _curve(record: Mapping[str, Any], first: Measure) -> _Table | None:
 
 
 def _drawn_cases(
-    run: RunFolder, cohort: Cohort, split: str, rows: Iterable[Mapping[str, Any]], first: Measure, max_cases: int
+    run: RunFolder,
+    cohort: Cohort,
+    split: str,
+    rows: Iterable[Mapping[str, Any]],
+    first: Measure,
+    max_cases: int,
+    labels_round: int | None,
 ) -> list[_Drawn]:
-    """The first cases of ``split`` in the order of the review list, worst first; unlisted cases come last."""
+    """The first cases of ``split`` in the order of the review list, worst first; unlisted cases come last.
+
+    ``labels_round``: the round whose labels are shown; None: the last.
+    """
     review: dict[str, dict[str, Any]] = {}
     if run.review.is_file():
         there = header(run.review)
@@ -265,9 +280,11 @@ def _drawn_cases(
     for case in sorted(cases, key=lambda case: rank.get(case.name, len(rank)))[:max_cases]:
         notes = []
         if steps := sorted(scores.get(case.name, [])):
-            notes.append(f"{first.title} {first.text(steps[-1][2])}")
-            if len(steps) > 1:
-                notes[0] += f" (round {steps[0][0]}: {first.text(steps[0][2])})"
+            shown = [step for step in steps if labels_round is None or step[0] <= labels_round] or steps
+            notes.append(f"{first.title} {first.text(shown[-1][2])}")
+            other = steps[0] if len(shown) > 1 else steps[-1]  # round 0, or a trained round that is not handed out
+            if other != shown[-1]:
+                notes[0] += f" (round {other[0]}: {first.text(other[2])})"
         known = review.get(case.name, {})
         notes += [f"{text} {known[name]:.3g}" for name, text in NOTES.items() if known.get(name) is not None]
         if doubt := known.get(CANNOT_TELL):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import nibabel
@@ -215,6 +216,41 @@ def test_report_shows_the_last_round(run):
     assert write_report(out, cohort).read_text() == before  # an older round changes nothing
     save(ball((9, 12, 14), radius=3), out / "pseudo_labels" / "p3.nii.gz")
     assert write_report(out, cohort).read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("labels_round", "said"),
+    [(0, "Dice 0.500 (round 10: 0.812)"), (1, "Dice 0.750 (round 0: 0.500)"), (10, "Dice 0.812 (round 0: 0.500)")],
+)
+def test_the_dice_under_a_picture_is_that_of_the_label_shown(run, labels_round, said):
+    out, cohort = run
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"labels_round": labels_round}))
+    table = rows("p3", 0, "propagated", 0.5) + rows("p3", 1, "predicted", 0.75) + rows("p3", 10, "refined", 0.8125)
+    write_csv(table, out / "metrics.csv")
+    assert f"p3: {said}, uncertainty" in Page(write_report(out, cohort).read_text()).text
+
+
+def test_a_run_whose_scored_scans_were_all_touched_has_a_report(run):
+    out, cohort = run
+    write_csv(rows("p3", 0, "propagated", 0.5, "touched"), out / "metrics.csv")
+    assert "touched" in Page(write_report(out, cohort).read_text()).text
+
+
+def test_the_legend_has_the_colours_of_the_pictures(run):
+    """Pictures have channels 1 and 2, whatever the numbers of the classes."""
+    out, cohort = run
+    page = write_report(out, replace(cohort, classes={0: "background", 2: "two", 5: "five"})).read_text()
+    places = [page.index(f"{class_colour(channel)}") for channel in (1, 2)]
+    assert places == sorted(places) and page.index("two") > places[0] and page.index("five") > places[1]
+    assert class_colour(5) not in page[: page.index("truth, where known")]
+
+
+def test_the_report_says_what_is_odd(run):
+    out, cohort = run
+    (out / "review.csv").write_text("case,uncertainty,predicted_dice,odd\np3,0.5,0.6,1: 0.2 times its usual volume\n")
+    page = Page(write_report(out, cohort).read_text(encoding="utf-8"))
+    assert "p3: uncertainty 0.5, predicted Dice 0.6, odd: class 1: 0.2 times its usual volume" in page.text
 
 
 def test_report_survives_what_is_missing_or_broken(run):
