@@ -146,10 +146,11 @@ def copy_predictions(cases: Sequence[Case], output_dir: str | Path, round: int, 
     """A `PredictionSaver` for copies of the template, with the channel of each voxel's class; see `copies_engine`."""
     folder = RunFolder(output_dir).round(round).work("copies").folder
     maps = PredictionFolder(folder)
+    if (numbers := settings.pop("class_numbers", None)) is not None:
+        settings["largest_component"] = [list(numbers).index(n) for n in settings.get("largest_component", ())]
     return PredictionSaver(
-        cases, RunFolder(output_dir).round(round).copy, maps.uncertainty_map, uncertainty_table(folder),
-        **settings | {"class_numbers": None},
-    )  # fmt: skip
+        cases, RunFolder(output_dir).round(round).copy, maps.uncertainty_map, uncertainty_table(folder), **settings
+    )
 
 
 def new_predictions(cases: Sequence[Case], output_dir: str | Path, **settings) -> PredictionSaver:

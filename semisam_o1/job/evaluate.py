@@ -55,7 +55,7 @@ def _scored(
 ) -> str:
     """See `evaluate_run`."""
     number, reviewed = record["best_round"], Reviewed(folder.reviewed)
-    cohort = cohort.with_reviewed(reviewed.labels(), reviewed.rejected())
+    cohort = cohort.without(record.get("failed", {})).with_reviewed(reviewed.labels(), reviewed.rejected())
     missing = [case for case in cohort.split(split) if not folder.round(number).prediction(case.name).exists()]
     if number and missing:
         predict(folder, number, missing, overrides)
@@ -64,7 +64,7 @@ def _scored(
     if not rows:
         raise DatasetError(f"{cohort.root}: no case of '{split}' has both a label of this run and the truth.")
     untouched = folder.ledger.state(folder.metrics) is State.OURS  # a table that a person changed is used for nothing
-    written = {row["split"] for row in rows}
+    written = {row["split"] for row in rows} | ({"pool", "touched"} if split == "pool" else set())
     others = [row for row in read_csv(folder.metrics) if row["split"] not in written] if untouched else []
     with folder.ledger.writing(folder.metrics) as aside:
         write_csv(others + rows, aside)

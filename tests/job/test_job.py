@@ -171,6 +171,27 @@ def test_evaluate_predicts_what_is_missing(run, phantom_dir, tmp_path, capsys):
     assert_same_labels(run / "round_2" / "predictions", copied / "round_2" / "predictions")
 
 
+def test_evaluate_counts_each_scan_of_the_pool_once(run, phantom_dir, tmp_path):
+    """As touched or as untouched, whichever it is now; and not at all if the run set it aside."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    names = sorted(path.name.split(".")[0] for path in (run / "pseudo_labels").iterdir())
+
+    def splits():
+        assert main(["evaluate", str(copied), str(phantom_dir), "--split", "pool"]) == 0
+        rows = [row for row in csv.DictReader((copied / "metrics.csv").open()) if row["class"] == "mean"]
+        return {row["case"]: row["split"] for row in rows if row["split"] in ("pool", "touched")}, len(rows)
+
+    before = splits()
+    assert main(["review", str(copied), "--accept", names[0], "--data", str(phantom_dir)]) == 0
+    assert splits() == (before[0] | {names[0]: "touched"}, before[1])
+    assert main(["review", str(copied), "--undo", names[0], "--data", str(phantom_dir)]) == 0
+    assert splits() == before
+    record = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(record | {"failed": {names[1]: "torn"}}))
+    assert names[1] not in splits()[0]
+
+
 def test_validate_says_what_a_run_will_take(phantom_dir, capsys):
     assert main(["validate", str(phantom_dir), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
