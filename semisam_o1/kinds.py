@@ -115,7 +115,7 @@ TRUTH = Kind(numbers=False, truth=True)
 TEXT = Kind(numbers=False, text=True)
 SHARE = Kind(low=0, high=1)
 POSITIVE = Kind(low=0, above=True)
-WORKING = Kind(low=0.01, high=100, null=True)  # mm, of a voxel; None: the stored grid
+WORKING = Kind(low=0.001, high=100, null=True)  # mm, of a voxel; None: the stored grid
 INTENSITIES = words("percentiles", "foreground", null=True)
 
 KINDS: dict[str, Kind] = {

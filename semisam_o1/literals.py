@@ -10,7 +10,7 @@ import logging
 from pathlib import PurePath
 from typing import Any
 
-LONGEST_NAME = 200  # letters; file systems allow 255 bytes, suffix included
+LONGEST_NAME = 200  # bytes; file systems allow 255, with the suffix and what a file has beside its name while written
 SIGNS = "$@%#"  # with a meaning in a config
 
 
@@ -43,8 +43,8 @@ def harmless(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the name of a case or class: printable, not blank, not too long."""
-    return bool(text.strip()) and text.isprintable() and len(text) <= LONGEST_NAME
+    """Whether a text can be the name of a case or class: printable, not blank, not too long for a file's name."""
+    return bool(text.strip()) and text.isprintable() and len(text.encode(errors="surrogateescape")) <= LONGEST_NAME
 
 
 def printable_log() -> None:

@@ -21,6 +21,7 @@ from semisam_o1.types import DatasetError
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 BEAT = 10  # seconds between two signs of life
+WAIT = 60  # seconds for a file that another process reads and writes
 DEAD = 6 * BEAT  # without one for so long, a process on another computer is taken for dead
 
 
@@ -48,6 +49,21 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         write_text(holder, json.dumps(_me()))
         held.callback(holder.unlink, missing_ok=True)
         held.enter_context(_signs_of_life(holder))
+        yield
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Wait for other processes that read and write ``file``; where the file system has no locks, nobody waits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(file.with_name(f".{file.name}.lock"), timeout=WAIT))
+        except Timeout as error:
+            raise DatasetError(f"{file} has been in use by another process for {WAIT} s. Try again.") from error
+        except (NotImplementedError, OSError) as error:
+            if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+                raise
         yield
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from semisam_o1.literals import as_config, harmless, literal
+from semisam_o1.literals import as_config, harmless, is_name, literal
 
 TEXTS = [
     "$__import__('os').system('touch PWNED')",
@@ -53,3 +53,9 @@ def test_a_literal_has_no_sign_of_a_config():
 @pytest.mark.parametrize("text", ["$1/0", "@preset", "%/etc/passwd"])
 def test_class_names_in_metadata_are_text(text):
     assert ConfigParser({"channels": {"1": harmless(text)}}).get_parsed_content("channels") == {"1": f"_{text}"}
+
+
+def test_a_name_must_fit_into_the_name_of_a_file():
+    """200 bytes leave room for the suffix, and for what a file has beside its name while it is written."""
+    assert is_name("a" * 200) and is_name("\u65e5" * 66)
+    assert not is_name("a" * 201) and not is_name("\u65e5" * 67) and not is_name("a\nb") and not is_name(" ")

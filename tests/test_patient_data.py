@@ -3,6 +3,8 @@
 import csv
 import gzip
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -174,6 +176,40 @@ def test_names_are_replaced_as_whole_words(tmp_path):
     text = "may_2 and may: dismay, scans, scan_0001; (scan)"
     expected = f"{names['may_2']} and {names['may']}: dismay, scans, scan_0001; ({names['scan']})"
     assert pseudonyms.text(text) == expected
+
+
+def test_names_are_replaced_before_the_number_of_a_channel_and_in_either_form(tmp_path):
+    pseudonyms = Pseudonyms(tmp_path / "key.csv")
+    anna, umlaut = pseudonyms("anna"), pseudonyms("m\u00fcller")
+    text = "2 images: anna_0000.nii.gz, anna_0001.nii.gz; mu\u0308ller and annabel_0000.nii.gz, anna_00001.nii"
+    expected = f"2 images: {anna}_0000.nii.gz, {anna}_0001.nii.gz; {umlaut} and annabel_0000.nii.gz, anna_00001.nii"
+    assert pseudonyms.text(text) == expected
+
+
+def test_entries_that_are_no_scans_are_not_named_under_pseudonyms(cohort, tmp_path):
+    """A folder, a DICOM file, an archive and a name that cannot be printed, in images and labels."""
+    data = shutil.copytree(cohort, tmp_path / "data")
+    for folder in ("images", "labels"):
+        (data / folder / "Mueller_Hans_1950").mkdir()
+        for name in ("Mueller_Hans.dcm", "Mueller_Hans.zip", "Mueller\x07Hans.nii.gz"):
+            (data / folder / name).write_bytes(b"x")
+    found = open_cohort(data, pseudonyms=tmp_path / "key.csv")
+    said = " ".join(str(vars(problem)) for problem in found.problems)
+    assert "a folder in images/" in said and "Mueller" not in said
+    assert "Mueller" in " ".join(str(vars(problem)) for problem in open_cohort(data).problems)
+
+
+def test_two_processes_that_share_a_key_give_no_pseudonym_twice(tmp_path):
+    """Three at a time, with twenty names each."""
+    key = tmp_path / "key.csv"
+    command = (
+        "import sys; from semisam_o1.data.pseudonyms import renamed; "
+        "[renamed(sys.argv[1], {f'{sys.argv[2]}_{n}'}, [], []) for n in range(20)]"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", command, str(key), f"name{n}"]) for n in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    found = Pseudonyms(key).key
+    assert len(found) == len(set(found.values())) == 60
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def _class_list(path: Path, problems: list[Problem]) -> dict[int, str] | None:
         if not all(isinstance(name, str) and is_name(name) for name in given.values()):
             raise ValueError
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
-        expected = f'{{"1": "anterior", ...}}, or a list of names of at most {LONGEST_NAME} letters'
+        expected = f'{{"1": "anterior", ...}}, or a list of names of at most {LONGEST_NAME} bytes'
         problems.append(Problem(path.name, STOPS, "the file cannot be read", expected, "correct it, or delete it"))
         return None
     return {0: "background"} | {number: name.strip() for number, name in given.items()}

@@ -23,6 +23,7 @@ CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 # Entities of BIDS that say what a file is, not of which scan it is.
 OF_A_FILE = {"desc", "label", "space", "res", "den", "seg", "hemi", "from", "to", "mode", "rec"}
 DOCUMENTS, MOST_NAMED = "sidecars and documents", 3  # so many are named
+UNNAMED = "a file"  # in place of a name that may be that of a patient
 # Files that are no scans, by name: pattern -> what they are.
 IGNORED = {
     r"^\._.*": "AppleDouble files of macOS",
@@ -53,7 +54,7 @@ def find_files(
     Args:
         listed: the entries of the lists, and the names of templates.
         channel: of scans in several files ``x_0000``, ``x_0001``, ... the one to take.
-        name_ignored: name documents that are ignored; their names may be those of patients.
+        name_ignored: name entries that are no scans; their names may be those of patients.
     """
     layout = "data/*.h5, or images/*.nii.gz (nii, nrrd, mha ...)"
     if not root.is_dir():
@@ -142,13 +143,14 @@ def _index(root: Path, folder: str, problems: list[Problem], name_ignored: bool)
             ignored.setdefault(what, []).append(path.name)
         elif (trouble := _trouble(path, folder)) is not None:
             if trouble and not _is_beside(path, names):
-                problems.append(Problem(printable(path.name), *trouble))
+                problems.append(Problem(printable(path.name) if name_ignored else UNNAMED, *trouble))
         elif is_name(name := composed(case_name(path)).removesuffix(".seg")):
             files.setdefault(name, []).append(path)
         else:
             remedy = "rename the file; it is ignored"
             found = f"a name in {place} with control characters or too long"
-            problems.append(Problem(printable(name), NOTE, found, "a name that can be printed", remedy))
+            case = printable(name) if name_ignored else UNNAMED
+            problems.append(Problem(case, NOTE, found, "a name that can be printed", remedy))
     if ignored:
         counts = [f"{what} ({_count(those, name_ignored and what == DOCUMENTS)})" for what, those in ignored.items()]
         found = f"ignored in {place}: {', '.join(counts)}"

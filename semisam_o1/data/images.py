@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semisam_o1.data.checks import check_case
 from semisam_o1.data.findings import SET_ASIDE, Problem, table
-from semisam_o1.data.folders import scans_of
+from semisam_o1.data.folders import composed, scans_of
 from semisam_o1.data.formats import SUFFIXES, UNSAID_SPACING, case_name, format_of
 from semisam_o1.data.pseudonyms import renamed
 from semisam_o1.data.reader import ScanReader
@@ -53,7 +53,7 @@ def cases_of(images: str | Path | Sequence[str | Path], pseudonyms: str | Path |
         if not there or format_of(path) is None:
             found = "an unknown format" if there else "no such file"
             raise DatasetError(f"{path}: {found}; expected an image, one of {', '.join(SUFFIXES)}.")
-        name = case_name(path)
+        name = composed(case_name(path))
         if not is_name(name):
             raise DatasetError(f"{path}: the file's name has control characters or is no UTF-8; rename it.")
         if name in cases:

@@ -89,7 +89,10 @@ def _head(path: Path, end: bytes) -> tuple[str, int]:
         text = file.read(LONGEST_HEADER)
     found = re.search(end, text)
     head = text if found is None else text[: found.end()]
-    return head.decode("latin-1"), len(head)
+    try:
+        return head.decode("utf-8"), len(head)  # as 3D Slicer and ITK write it
+    except UnicodeDecodeError:
+        return head.decode("latin-1"), len(head)
 
 
 def _fields(head: str, mark: str) -> dict[str, str]:

@@ -58,6 +58,8 @@ def read_label(
     if axes != 3:
         remedy = "store one label map per file" if axes > 3 else "store whole volumes, not slices"
         raise Fault(f"a {axes}D label, {sizes(stored.grid.shape)}", "a 3D label", remedy)
+    if min(stored.grid.shape) == 0:
+        raise Fault(f"a label of {sizes(stored.grid.shape)} voxels", "voxels", "outline the scan again")
     values, findings = _whole(stored.voxels())
     if segments:
         values, named = _by_name(values, segments, classes)

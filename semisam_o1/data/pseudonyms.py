@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from semisam_o1.data.findings import Problem
+from semisam_o1.lock import locked
 from semisam_o1.tables import TEXT, read_rows, write_rows
 from semisam_o1.types import Case, DatasetError
 
@@ -56,9 +58,14 @@ class Pseudonyms:
         return replace(case, name=self(case.name))
 
     def text(self, text: str) -> str:
-        """``text`` with the names of cases replaced where they stand as whole words, the longest first."""
+        """``text`` with the names of cases replaced where they stand as whole words, the longest first.
+
+        A name may have the number of a channel behind it, as in ``x_0000.nii.gz`` of the case x.
+        """
         names = "|".join(re.escape(name) for name in sorted(self.key, key=len, reverse=True))
-        return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: self.key[found[1]], text) if names else text
+        whole = rf"(?<!\w)({names})((?!\w)|(?=_\d{{4}}\.\w))"
+        text = unicodedata.normalize("NFC", text)
+        return re.sub(whole, lambda found: self.key[found[1]], text) if names else text
 
     def problem(self, problem: Problem) -> Problem:
         return replace(
@@ -85,10 +92,12 @@ def renamed(
     """
     if path is None:
         return list(cases), list(problems)
-    pseudonyms = Pseudonyms(path)
-    new = sorted(set(names) - set(pseudonyms.key))
-    random.SystemRandom().shuffle(new)  # in order, the numbers would tell the names to whoever has a list of them
-    for name in new:
-        pseudonyms(name)
-    pseudonyms.write()
+    path = Path(path).expanduser()
+    with locked(path):
+        pseudonyms = Pseudonyms(path)
+        new = sorted(set(names) - set(pseudonyms.key))
+        random.SystemRandom().shuffle(new)  # in order, the numbers would tell the names to whoever has a list of them
+        for name in new:
+            pseudonyms(name)
+        pseudonyms.write()
     return [pseudonyms.case(case) for case in cases], [pseudonyms.problem(problem) for problem in problems]

@@ -15,6 +15,7 @@ from monai.data.image_reader import ImageReader
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
+from semisam_o1.data.dicom import refuse_uneven_series
 from semisam_o1.data.findings import Fault
 from semisam_o1.data.formats import format_of
 from semisam_o1.data.grids import Grid
@@ -140,6 +141,8 @@ def _open_with_itk(path: Path) -> Stored:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file.")
     reader = ITKReader()
+    if path.is_dir():
+        refuse_uneven_series(path)
     try:
         array, meta = reader.get_data(reader.read(str(path)))
     except Exception as error:  # ITK and MONAI raise many kinds

@@ -151,10 +151,15 @@ def pooled_scans(
             log.warning("case %s: cannot be read and is set aside: %s", case.name, error)
             continue
         tokens = tokens.as_tensor()[0]
+        if not tokens.isfinite().all():
+            log.warning("case %s: has no usable intensities (all of them NaN?) and is set aside", case.name)
+            continue
         factor = factor or coarse(tokens[:1], tokens)[1]
         scans.append(pooled(tokens, factor).half())
         kept.append(case)
         log.info("features %d of %d: %s", number, len(readable), case.name)
+    if len(kept) < 2:
+        raise DatasetError(f"{len(kept)} usable scans: at least two are needed to compare scans.")
     return kept, scans, step * factor
 
 

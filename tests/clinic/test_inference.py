@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import semisam_o1
 from semisam_o1.cli import main
 from tests.clinic.server import Refused, Server
+from tests.dicom import write_series
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +61,6 @@ def test_a_dicom_folder(server, run, tmp_path):
     write_series(image, tmp_path / "series")
     found = server.infer(tmp_path / "series", tmp_path / "found.nii.gz", result_extension=".nii.gz")
     assert_same(found, predicted(run, same, tmp_path / "out"))
-
-
-def write_series(image, folder):
-    """A DICOM series of MR slices."""
-    folder.mkdir()
-    direction = image.GetDirection()
-    axes = "\\".join(f"{direction[n]:.8f}" for n in (0, 3, 6, 1, 4, 7))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number in range(image.GetDepth()):
-        plane = image[:, :, number]
-        place = "\\".join(f"{x:.6f}" for x in image.TransformIndexToPhysicalPoint((0, 0, number)))
-        tags = {
-            "0008|0060": "MR", "0008|0016": "1.2.840.10008.5.1.4.1.1.4", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4",
-            "0008|0018": f"1.2.3.4.{number + 1}", "0020|0013": str(number + 1), "0020|0032": place, "0020|0037": axes,
-            "0018|0050": f"{image.GetSpacing()[2]}",
-        }  # fmt: skip
-        for tag, value in tags.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{number:03d}.dcm"))
-        writer.Execute(plane)
 
 
 def test_the_shipped_bundle_says_what_to_do(server, tmp_path):

@@ -39,7 +39,7 @@ WRONG = [
     ("finer_features", 0.5, "a number from 1 to 1,000"),
     ("num_classes", "abc", "a whole number from 2 to 250 or null"),
     ("num_classes", 10**9, "a whole number from 2 to 250 or null"),
-    ("feature_spacing", 1e9, "a number from 0.01 to 100 or null"),
+    ("feature_spacing", 1e9, "a number from 0.001 to 100 or null"),
     ("num_rounds", 1.5, "a whole number from 0 to 1,000 or auto"),
     ("num_rounds", "two", "a whole number from 0 to 1,000 or auto"),
     ("label_fusion", 5, "true or false"),

@@ -71,6 +71,6 @@ def test_one_number_stays_allowed(thick_dir, tmp_path, capsys):
     assert main([*command, "train_spacing=2.5"]) == 0
     assert main([*command, "train_spacing=[2,2,5]"]) == 0
     assert main([*command, "train_spacing=[2,5]"]) == 2
-    assert "train_spacing is [2, 5]: expected a number from 0.01 to 100 or 3 numbers" in capsys.readouterr().err
+    assert "train_spacing is [2, 5]: expected a number from 0.001 to 100 or 3 numbers" in capsys.readouterr().err
     assert main([*command, "network_strides=[[2,2],2,2]"]) == 2
     assert "network_strides is [[2, 2], 2, 2]: expected" in capsys.readouterr().err

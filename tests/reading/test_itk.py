@@ -133,6 +133,20 @@ def test_data_beside_the_header(tmp_path):
             ScanReader().open(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ["utf-8", "latin-1"])
+def test_headers_may_have_letters_of_either_coding(tmp_path, form):
+    for name, write in (("a.nrrd", write_nrrd), ("b.nrrd", write_nrrd)):
+        write(tmp_path / name, [*NRRD["space"], "content: caf\u00e9"])
+    plain = (tmp_path / "a.nrrd").read_bytes()
+    (tmp_path / "a.nrrd").write_bytes(plain.replace("caf\u00e9".encode(), "caf\u00e9".encode(form)))
+    assert_as_by_sitk(tmp_path / "a.nrrd")
+
+
+def test_data_beside_the_header_may_have_any_letters(tmp_path):
+    (tmp_path / "kopf_\u00fc.raw").write_bytes(VOXELS.tobytes(order="F"))
+    assert_as_by_sitk(write_nrrd(tmp_path / "a.nhdr", [*NRRD["space"], "data file: kopf_\u00fc.raw"], data=b""))
+
+
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../a.raw", "sub/a.raw", "..\\a.raw", "C:a.raw", "..", "LIST", "a%02d.raw 1 9 1"]
 )

@@ -1,5 +1,6 @@
 """One function reads every label: what it puts right with a note, and what it refuses by name."""
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def test_a_segmentation_of_3d_slicer_is_placed_and_named(tmp_path, scan):
     by_value = read_label(path, ScanReader(), scan, None)
     np.testing.assert_array_equal(by_value.values, SLICER)
     assert notes(by_value) == ["named segments, but no classes.json"]
+
+
+def test_names_of_segments_may_have_any_letters(tmp_path, scan):
+    names = "Bauchspeicheldr\u00fcse", "Tumour"
+    path = seg_nrrd(tmp_path / "l.seg.nrrd", SLICER, names=names)
+    found = read_label(path, ScanReader(), scan, {0: "background", 1: names[0], 2: "tumour"})
+    np.testing.assert_array_equal(found.values, LABEL)
+
+
+def test_a_label_without_voxels_is_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["image"], file["label"] = np.zeros(SHAPE, np.float32), np.zeros((0, 8, 7), np.uint8)
+    with pytest.raises(Fault, match="a label of 0 x 8 x 7 voxels"):
+        read_label(tmp_path / "a.h5", ScanReader(), None)
 
 
 def test_segments_that_cannot_be_taken_are_named(tmp_path, scan):

@@ -1,6 +1,7 @@
 """Which scan to outline: hand-worked distances, and phantoms among which one is the odd one out."""
 
 import html
+import shutil
 
 import nibabel
 import numpy as np
@@ -55,6 +56,16 @@ def test_the_command_needs_no_label_and_sets_a_broken_scan_aside(unlabelled, tmp
     again = ["suggest-template", str(unlabelled), "--given", first, "--top", "9", "--output", str(tmp_path)]
     assert main(again) == 0
     assert first not in [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:-1]]
+
+
+def test_a_scan_without_one_usable_intensity_is_set_aside(unlabelled, tmp_path, caplog):
+    data = shutil.copytree(unlabelled, tmp_path / "data")
+    image = nibabel.load(data / "images" / "phantom_02.nii.gz")
+    nothing = nibabel.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine)
+    nibabel.save(nothing, data / "images" / "phantom_02.nii.gz")
+    found = suggest_template(data, tmp_path / "out", top=9, feature_voxels=5000)
+    assert sorted(one.case for one in found) == ["phantom_00", "phantom_01", "phantom_03"]
+    assert np.isfinite([one.distance for one in found]).all() and "case phantom_02: has no usable" in caplog.text
 
 
 def test_a_given_scan_is_not_suggested_again(unlabelled, tmp_path):
