@@ -96,12 +96,14 @@ def score_cases(
     save: Path | None,
     ledger: Ledger | None,
     reader: ScanReader,
+    binary: bool = False,
 ) -> list[dict]:
     """Rows with COLUMNS, one for each case and foreground class.
 
     Args:
         numbers: the class number of each channel of the model.
         save: folder for image, truth and prediction.
+        binary: all foreground classes of the truth are one, as a run with ``binary_label`` learned.
     """
     if ledger is not None:
         files = [save / f"{case.name}_{kind}.nii.gz" for case in cases for kind in ("img", "lab", "pred")]
@@ -113,6 +115,7 @@ def score_cases(
             truth = read_label(case.label, reader, reader.open(case.image)).values
         except Fault as fault:
             raise DatasetError(f"case {case.name}: {fault}") from fault
+        truth = np.minimum(truth, 1) if binary else truth
         channels = np.searchsorted(numbers, truth).clip(max=len(numbers) - 1)
         channels[np.asarray(numbers)[channels] != truth] = len(numbers)  # a class that the model does not know
         found = score(label, channels, (1, 1, 1), len(numbers), "paper")[:-1]
@@ -139,8 +142,13 @@ def save_prediction(
             with ledger.writing(folder / f"{case.name}_{kind}.nii.gz") as aside:
                 write(aside, array, case.image, reader.grid(case.image))
         return
-    for kind, array in {"img": image, **{kind: array.astype(np.uint8) for kind, array in arrays.items()}}.items():
+    for kind, array in {"img": image, **{kind: _narrow(array) for kind, array in arrays.items()}}.items():
         _write(sitk.GetImageFromArray(array), folder / f"{case.name}_{kind}.nii.gz", ledger)
+
+
+def _narrow(label: np.ndarray) -> np.ndarray:
+    """A label as uint8, as published; as uint16 if its class numbers need it."""
+    return label.astype(np.uint8 if label.max() < 256 else np.uint16)
 
 
 def _write(image: sitk.Image, path: Path, ledger: Ledger) -> None:
@@ -203,11 +211,12 @@ def final_test(
         models = iter([(Path(weights).name, published_predictor(network, device), list(range(classes)), ScanReader())])
     else:
         models = run_predictors(run, device)
+    binary = run is not None and RunFolder(run).read_record()["settings"].get("binary_label", False)
     ledger = None if save is None else Ledger(save, "test")
     texts, rows = [], []
     for name, predict, numbers, reader in models:
         folder = None if save is None else (save if weights is not None else save / name.replace(" ", "_"))
-        found = score_cases(predict, cases, numbers, name, folder, ledger, reader)
+        found = score_cases(predict, cases, numbers, name, folder, ledger, reader, binary)
         rows += found
         texts.append(f"{name}, {len(cases)} case{'' if len(cases) == 1 else 's'} of {test_list}\n{table(found)}")
     if ledger is not None:

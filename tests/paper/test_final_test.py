@@ -11,7 +11,8 @@ import SimpleITK as sitk
 import torch
 
 from semisam_o1.cli import main
-from semisam_o1.data import ScanReader
+from semisam_o1.data import ScanReader, read_label
+from semisam_o1.data.datasets import listed_cases
 from semisam_o1.data.transforms import keep_largest
 from semisam_o1.job.final_test import score_cases, summary
 from semisam_o1.ledger import Ledger
@@ -42,7 +43,6 @@ def three_cases(golden, tmp_path):
 
 
 def test_a_whole_run(golden, three_cases, tmp_path):
-    from semisam_o1.data.datasets import listed_cases
 
     found = golden("final_test")
     cases = listed_cases(three_cases, "test.txt")
@@ -100,6 +100,20 @@ def test_the_rounds_of_a_run(run, phantom_dir, tmp_path, capsys):
         label = keep_largest(torch.as_tensor(np.asarray(found.dataobj).astype(int))[None], kept)[0]
         np.testing.assert_array_equal(label, expected)
         np.testing.assert_array_equal(found.affine, nibabel.load(phantom_dir / "images" / f"{name}.nii.gz").affine)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_truth_is_read_as_its_run_learned(three_cases, tmp_path, binary):
+    """With one foreground class, a model that predicts the whole foreground has a Dice of 1; class 300 fits a file."""
+    (case,) = (case for case in listed_cases(three_cases, "test.txt") if case.name == "a")
+    truth = read_label(case.label, ScanReader(), None).values
+    assert truth.max() > 1
+    foreground, numbers = (truth > 0).astype(int), [0, 1 if binary else 300]
+    (row,) = score_cases(
+        lambda _: foreground, [case], numbers, "m", tmp_path, Ledger(tmp_path, "test"), ScanReader(), binary
+    )
+    assert (row["dice"] == 1) == binary and row["class"] == numbers[1]
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_pred.nii.gz"))).max() == numbers[1]
 
 
 def test_a_list_that_cannot_be_used(three_cases, tmp_path, capsys):
