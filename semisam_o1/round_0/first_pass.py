@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,10 +15,11 @@ from scipy.spatial.transform import Rotation
 from semisam_o1.data.grids import to_grid
 from semisam_o1.data.turns import frame_of, turn_of
 from semisam_o1.features import Features, FeatureStore
+from semisam_o1.round_0.displacement import finest
 from semisam_o1.round_0.passes import Alignment, FirstPass
-from semisam_o1.round_0.places import CHANNELS, coarse, is_turned, principal, turn_between
+from semisam_o1.round_0.places import CHANNELS, coarse, is_turned, pooled, principal, turn_between
 from semisam_o1.round_0.pose import MIRRORED
-from semisam_o1.round_0.propagation import Propagated, copy, emptied, in_view, reached
+from semisam_o1.round_0.propagation import Propagated, Reference, copy, emptied, in_view, reached
 from semisam_o1.round_0.templates import Template
 from semisam_o1.round_0.turned_scans import TurnedScans
 from semisam_o1.round_0.way_back import TemplatesWayBack, consistency, way_back
@@ -31,13 +34,13 @@ ALIKE = 0.15  # of reverse consistency; poses that are closer to the best than t
 
 
 class Carried(NamedTuple):
-    """The templates' label on a scan whose ``features`` are those in ``frame``.
+    """The templates' label on a scan whose ``features`` are those in ``frame``; ``result`` is None until it is carried.
 
     ``back``: its way back, if known, and ``worth``: its reverse consistency.
     """
 
     features: Features
-    result: Propagated
+    result: Propagated | None
     frame: str
     back: TemplatesWayBack | None = None
     worth: float = float("nan")
@@ -60,6 +63,23 @@ def best_pose(upright: Carried, turned: Sequence[Carried]) -> Carried:
     return min(fitting, key=lambda pose: pose.back.way.residual, default=upright)
 
 
+def coarser(features: Features, factor: int) -> Features:
+    """Features pooled over cubes of ``factor`` tokens per side, with the same middle."""
+    if factor == 1:
+        return features
+    tokens, affine = pooled(features.tokens, factor), np.array(features.affine, float)
+    middles = [(np.array(one.shape[1:]) - 1) / 2 for one in (features.tokens, tokens)]
+    affine[:3, 3] += affine[:3, :3] @ (middles[0] - factor * middles[1])
+    affine[:3, :3] *= factor
+    return dataclasses.replace(features, tokens=tokens, affine=affine)
+
+
+def coarser_template(template: Template, factor: int) -> Template:
+    """A template with pooled features and labels, see `coarser`."""
+    reference = Reference(*(pooled(part, factor) for part in template.reference))
+    return Template(template.name, coarser(template.features, factor), reference)
+
+
 class Propagation:
     """Carries the templates' label to a scan of a feature store with ``propagate``, see the module `propagation`.
 
@@ -76,6 +96,8 @@ class Propagation:
         self.store, self.templates, self.propagate, self.poses = store, templates, propagate, poses
         self.references = [template.reference for template in templates]
         self.bases = [principal(reference.tokens, CHANNELS) for reference in self.references]
+        self._factor = max(finest(reference.tokens) for reference in self.references)  # that poses are compared at
+        self._coarser = functools.cache(lambda: [coarser_template(one, self._factor) for one in self.templates])
 
     def __call__(self, name: str) -> Carried:
         """The label of the scan ``name``.
@@ -87,7 +109,7 @@ class Propagation:
         if the label's places find their like there and back clearly better, see `best_pose`.
         """
         found = self.store.load(name)
-        turns = [turn_between(found.scan.affine, template.features.scan.affine) for template in self.templates]
+        turns = self._turns(found)
         result: Propagated = self.propagate(self.references, found.tokens, step_mm=found.step_mm, turns=turns)
         stored = self.store.frame("stored")
         if any(is_turned(turn) for turn in turns) and stored.path(name).exists():
@@ -108,32 +130,46 @@ class Propagation:
                 "scan's own; check that its header names left and right correctly. Nothing is changed.",
                 name, 100 * found.mirrored,
             )  # fmt: skip
-        turned: list[Carried] = []
         log.debug("poses of %s: %s", name, found)
+        judged: list[Carried] = []  # upright first
         for turns, least in ((found.turns, float("inf")), (found.others, RETURNS)):
             if not turns:
                 continue
-            upright = self._judged(upright)
-            if best_pose(upright, turned).worth >= least:
+            judged = judged or [self._judged(upright)]
+            if best_pose(judged[0], judged[1:]).worth >= least:
                 break
             for frame in map(frame_of, turns):
-                features = self.poses.features(name, frame)
-                result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
-                turned.append(self._judged(Carried(features, result, frame)))
-        best = best_pose(upright, turned)
+                judged.append(self._judged(Carried(self.poses.features(name, frame), None, frame)))
+        best = best_pose(judged[0], judged[1:]) if judged else upright
         self.poses.keep(name, best.frame)
         if best.frame != upright.frame:
             angle = np.linalg.norm(Rotation.from_matrix(turn_of(best.frame)).as_rotvec(degrees=True))
             log.info("case %s: lies turned by %.0f degrees relative to the template", name, angle)
-        return best
+        if self._factor == 1:
+            return best
+        if best.frame == upright.frame:
+            return upright
+        features = self.poses.features(name, best.frame)
+        result = self.propagate(self.references, features.tokens, step_mm=features.step_mm)
+        return Carried(features, result, best.frame)
 
-    def _judged(self, carried: Carried) -> Carried:
-        """With its way back and its reverse consistency."""
-        if carried.back is not None:
-            return carried
-        back = self.way_back(carried)
-        worth = consistency(back, carried.result.probabilities, carried.features.step_mm)
-        return carried._replace(back=back, worth=worth)
+    def _judged(self, pose: Carried) -> Carried:
+        """A pose with its label, its way back and its reverse consistency; on large grids all of pooled tokens.
+
+        The displacement of large grids is found on pooled tokens anyway, see `finest`.
+        """
+        templates, features, result = self._coarser(), coarser(pose.features, self._factor), pose.result
+        if result is None or self._factor > 1:
+            turns = self._turns(features) if pose.frame == "world" else None
+            references = [template.reference for template in templates]
+            result = self.propagate(references, features.tokens, step_mm=features.step_mm, turns=turns)
+        back = way_back([templates[result.best]], features, pose.frame)
+        worth = consistency(back, result.probabilities, features.step_mm)
+        return Carried(features, result, pose.frame, back, worth)
+
+    def _turns(self, found: Features) -> list[torch.Tensor]:
+        """The turn from a scan to each template, as their headers say."""
+        return [turn_between(found.scan.affine, template.features.scan.affine) for template in self.templates]
 
     def way_back(self, carried: Carried) -> TemplatesWayBack:
         """The reverse alignment from the best template."""

@@ -18,7 +18,7 @@ from semisam_o1.data.turns import frame_of, turn_of, turned
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import Features, FeatureStore
 from semisam_o1.round_0 import first_pass, pose
-from semisam_o1.round_0.places import AffineMap, centred_points
+from semisam_o1.round_0.places import AffineMap, centred_points, pooled
 from semisam_o1.round_0.pose import (
     Coarse,
     Poses,
@@ -175,15 +175,18 @@ class OneTurn:
         self.kept.append(frame)
 
 
+@pytest.mark.parametrize("pooling", [1, 2])
 @pytest.mark.parametrize("promising", [True, False])
 @pytest.mark.parametrize(("better", "distance", "taken"), [(True, 0.11, True), (True, 0.3, True), (False, 0.1, False)])
 def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
-    tmp_path, caplog, monkeypatch, better, distance, taken, promising
+    tmp_path, caplog, monkeypatch, better, distance, taken, promising, pooling
 ):
     """A label that comes back to the template in one of two poses; the other comes back nowhere.
 
-    How alike scan and template are in the pose from which nothing comes back says nothing.
+    How alike scan and template are in the pose from which nothing comes back says nothing. On large grids, poses are
+    compared on pooled tokens, and the label is that of all tokens.
     """
+    steps = []
     image, label = scan()
     affine, shares = grid_affine(SHAPE, STEP), torch.from_numpy(np.stack([1 - label, label])).float()
     place = (AffineMap(torch.eye(3), torch.zeros(3)),)
@@ -193,20 +196,44 @@ def test_the_way_back_of_the_label_decides_and_a_mirrored_pose_is_said(
     store.save(Case("a", tmp_path / "a.nii.gz", None, "pool"), tokens[not better], affine, Grid(affine, SHAPE))
 
     def propagate(references, scan, step_mm, turns=None):
-        found = shares if scan.mean() > 0 else torch.stack([shares.sum(0), 0 * shares[0]])
+        steps.append(step_mm)
+        own = pooled(shares, round(step_mm / STEP))
+        found = own if scan.mean() > 0 else torch.stack([own.sum(0), 0 * own[0]])
         return Propagated(found, place, 0, 0.1 if turns else distance, None)
 
     template = Template("t", store.load("a"), Reference(tokens[True], shares))
-    back = TemplatesWayBack(template, WayBack(centred_points(SHAPE, STEP), 0.1))
-    monkeypatch.setattr(first_pass, "way_back", lambda *_: back)
+
+    def back(templates, features, frame):
+        (one,) = templates
+        points = centred_points(one.reference.tokens.shape[1:], one.features.step_mm)
+        return TemplatesWayBack(one, WayBack(points, 0.1))
+
+    monkeypatch.setattr(first_pass, "way_back", back)
+    monkeypatch.setattr(first_pass, "finest", lambda _: pooling)
     poses = OneTurn(tokens[better], affine, promising)
     with caplog.at_level(logging.WARNING, "semisam_o1"):
         found = first_pass.Propagation(store, [template], propagate, poses)("a")
     expected = frame_of(QUARTER) if taken else "world"
     assert found.frame == expected and poses.kept == [expected]
+    assert found.features.tokens.shape[1:] == found.result.probabilities.shape[1:] == SHAPE
+    coarse = sum(step > 1.5 * STEP for step in steps)
+    assert coarse == (pooling > 1) * (2 if poses.tried else 1)
     assert bool(poses.tried) == (promising or better)  # a turn that fits no better is tried if nothing comes back
     assert [record.message.split(":")[0] for record in caplog.records] == ["case a"]
     assert "a mirrored copy" in caplog.text and "50%" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 10), (7, 8, 9), (1, 5, 4)])
+def test_pooled_features_lie_where_they_lay(shape):
+    """A token whose value is its place along an axis, in mm, has that place after pooling."""
+    affine = grid_affine(shape, (2.0, 2.0, 2.0), "LAS", (0, 0, 0.3))
+    places = np.einsum("ij,jhwd->ihwd", affine[:3, :3], np.indices(shape)) + affine[:3, 3, None, None, None]
+    tokens = torch.from_numpy(places).float()
+    found = first_pass.coarser(Features(tokens, affine, np.ones(1), Grid(affine, shape)), 2)
+    expected = np.einsum("ij,jhwd->ihwd", found.affine[:3, :3], np.indices(found.tokens.shape[1:]))
+    expected += found.affine[:3, 3, None, None, None]
+    np.testing.assert_allclose(found.tokens.numpy(), expected, atol=1e-4)
+    assert found.step_mm == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize(
