@@ -60,7 +60,7 @@ def options(parser) -> None:
 
 def never_touched(names: Sequence[str], templates: Sequence[str] = ()) -> list[str]:
     """A third of a pool, at least `LEAST` scans, drawn by a fixed seed from those that are no templates in turn."""
-    drawn = [name for name in names if name not in templates]
+    drawn = [name for name in names if name not in templates] or list(names)
     order = np.random.RandomState(SEED).permutation(len(drawn))
     count = max(len(names) // THIRD, min(LEAST, len(names) // 2), 1)
     return [drawn[i] for i in sorted(order[:count])]

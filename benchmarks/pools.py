@@ -142,7 +142,8 @@ def propagated(
     poses = pose_parts(cohort, store)
     first_pass_engine(store, cohort, DEFAULT, folder, guard=True, **poses).run(cases, epoch_length=len(cases))
     for asked, pool in groups:
-        label_fusion_engine(store, cohort, pool, folder).run(asked, epoch_length=len(asked))
+        if asked:  # a data set may have no test list
+            label_fusion_engine(store, cohort, pool, folder).run(asked, epoch_length=len(asked))
 
 
 def propagated_dice(store, cohort: Cohort, cases: Sequence[Case], label_fusion: bool = True) -> np.ndarray:

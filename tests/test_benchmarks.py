@@ -1,5 +1,6 @@
 """The benchmarks measure what they say: a row is of its own template, and a changed scan is what its row names."""
 
+import shutil
 import sys
 from dataclasses import replace
 
@@ -205,6 +206,16 @@ def test_corrections_go_on_from_the_rows_that_are_there(tmp_path, monkeypatch, c
     bench(monkeypatch, *command)
     again = read_rows(table, corrections.COLUMNS)
     assert sorted(again, key=str) == sorted(rows, key=str) and capsys.readouterr().out == said
+
+
+@pytest.mark.slow
+def test_corrections_need_no_test_list(phantom_dir, tmp_path, monkeypatch):
+    data = shutil.copytree(phantom_dir, tmp_path / "data")
+    (data / "test.txt").write_text("")
+    table = tmp_path / "table.csv"
+    command = ("corrections", data, "--points", 1, "--draws", 1, "--voxels", 3000, "--table", table)
+    bench(monkeypatch, *command, "--strategies", "random")
+    assert {row["judges"] for row in read_rows(table, corrections.COLUMNS)} == {"pool"}
 
 
 @pytest.mark.slow
