@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from semisam_o1.clinic.studies import STORE
+from semisam_o1.data.datastore import STORE
 from semisam_o1.data.folders import composed
 from semisam_o1.data.formats import case_name, format_of
 from semisam_o1.files import checksum, copy_file, read_json, write_json

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from semisam_o1.data.folders import composed
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.errors import plainly
 from semisam_o1.features import FeatureStore
@@ -36,7 +37,7 @@ def next_scan(bundle_root: str | Path, unlabelled: Sequence[str]) -> Next:
     """
     run = RunFolder(Path(bundle_root) / RUN)
     rejected = set(Reviewed(run.reviewed).rejected()) if run.reviewed.is_dir() else set()
-    left = [name for name in unlabelled if name not in rejected]
+    left = {name: image for image in unlabelled if (name := composed(image)) not in rejected}  # as a data set names it
     known: list[str] = []
     try:
         known = [name for name in ranked(run) if name in left] if run.record.is_file() else []
@@ -48,8 +49,9 @@ def next_scan(bundle_root: str | Path, unlabelled: Sequence[str]) -> Next:
     ) as error:  # a training works on the run now, or it was stopped early
         log.warning("the scans cannot be ranked now: %s", plainly(error) or error)
     if known:
-        return Next(known[0], REASONS[DEFAULT], len(left))
-    return Next(min(left, default=None), "the first by name: no training has compared the scans yet", len(left))
+        return Next(left[known[0]], REASONS[DEFAULT], len(left))
+    first = min(left.values(), default=None)
+    return Next(first, "the first by name: no training has compared the scans yet", len(left))
 
 
 def ranked(run: RunFolder) -> list[str]:

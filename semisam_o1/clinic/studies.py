@@ -13,16 +13,18 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from semisam_o1.data.cohort import LISTS
+from semisam_o1.data.datastore import STORE, segments_in
 from semisam_o1.data.export import write_label
 from semisam_o1.data.findings import Fault
-from semisam_o1.data.folders import leaves_the_folder
+from semisam_o1.data.folders import composed, leaves_the_folder
 from semisam_o1.data.formats import case_name, format_of
-from semisam_o1.data.labels import read_label
+from semisam_o1.data.labels import class_key, read_label
 from semisam_o1.data.reader import ScanReader
 from semisam_o1.files import checksum, read_json, remove, write_json
 from semisam_o1.lock import lock_folder
@@ -30,14 +32,16 @@ from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import UserError
 
 log = logging.getLogger("semisam_o1")
-STORE = "datastore_v2.json"
 STATE = "finals.json"  # in the data set that is made of a studies folder
 FINAL = "final"
 NO_FINAL = "No scan has a final label yet. Submit the label of one scan, then train."
 
 
 class Final(NamedTuple):
-    """A label that a person submitted as final. segments: value -> name, as 3D Slicer says; empty if nobody says it."""
+    """A label that a person submitted as final.
+
+    case: its name, composed. segments: value -> name, as 3D Slicer says; empty if nobody says it.
+    """
 
     case: str
     image: Path
@@ -64,7 +68,10 @@ def studies_of(items: Sequence[Mapping[str, str]]) -> Path:
 
 
 def read_studies(folder: Path) -> tuple[dict[str, Path], list[Final]]:
-    """All images by name, those that no server has seen too, and the final labels in the order in which they came."""
+    """All images by name, those that no server has seen too, and the final labels in the order in which they came.
+
+    Names of cases are composed, as those of a data set are; paths are as they are on disk.
+    """
     objects = read_json(folder / STORE).get("objects", {})
     images: dict[str, Path] = {}
     finals: list[tuple[float, Final]] = []
@@ -72,23 +79,16 @@ def read_studies(folder: Path) -> tuple[dict[str, Path], list[Final]]:
         image = folder / f"{name}{known['image'].get('ext', '')}"
         if leaves_the_folder(name) or not image.is_file():
             continue
-        images[name] = image
+        images[composed(name)] = image
         if (given := known.get("labels", {}).get(FINAL)) is not None:
             label = folder / "labels" / FINAL / f"{name}{given.get('ext', '')}"
             if label.is_file():
                 info = given.get("info") or {}
-                finals.append((float(info.get("ts", 0)), Final(name, image, label, segments_in(info))))
+                finals.append((float(info.get("ts", 0)), Final(composed(name), image, label, segments_in(info))))
     for path in sorted(folder.iterdir()):
         if path.is_file() and format_of(path) and path not in images.values():
-            images.setdefault(case_name(path), path)
+            images.setdefault(composed(case_name(path)), path)
     return images, [final for _, final in sorted(finals, key=lambda pair: (pair[0], pair[1].case))]
-
-
-def segments_in(info: Mapping[str, Any]) -> dict[int, str]:
-    """Value -> name from what 3D Slicer sends along with a label, ``label_info``: [{"name": ..., "idx": ...}]."""
-    found = info.get("label_info")
-    pairs = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    return {int(one["idx"]): str(one["name"]) for one in pairs if str(one.get("idx", "")).isdigit() and one.get("name")}
 
 
 def is_studies(folder: str | Path) -> bool:
@@ -126,7 +126,7 @@ class DataSet:
     A folder with other files is refused.
 
     The finals of the first training are its templates and stay so; later ones are for the caller, see `later`. Class
-    numbers and names are those of the templates.
+    numbers and names are those of the templates; a name keeps its number, also when no template has it any more.
     """
 
     def __init__(self, folder: Path):
@@ -139,6 +139,8 @@ class DataSet:
         self.state: dict[str, Any] = {"templates": [], "classes": {}, "taken": {}}
         if self.state_file.is_file():
             self.state |= read_json(self.state_file)
+            self.state["templates"] = [composed(name) for name in self.state["templates"]]
+            self.state["taken"] = {composed(name): taken for name, taken in self.state["taken"].items()}
         self.finals: dict[str, Final] = {}
 
     def update(self, studies: Path) -> None:
@@ -153,7 +155,7 @@ class DataSet:
         if [final.case for final in templates] != self.state["templates"]:
             self.state |= {
                 "templates": [final.case for final in templates],
-                "classes": classes_of(map(held_segments, templates)),
+                "classes": classes_of(map(held_segments, templates), self.state["classes"]),
             }
         self.save()  # first: it says whose the folder is
         links = self.folder / "images"
@@ -255,17 +257,21 @@ def held_segments(final: Final) -> dict[int, str]:
     return {value: name for value, name in final.segments.items() if value in held}
 
 
-def classes_of(labels: Iterable[Mapping[int, str]]) -> dict[str, str]:
-    """Class number -> name, 1, 2, ... in the order of the values in the first label, then of those in the next.
+def classes_of(labels: Iterable[Mapping[int, str]], known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Class number -> name: those ``known``, which stay as they are, then the names in the labels that are new.
+
+    New ones get the next numbers, in the order of the values in the first label, then of those in the next.
 
     MONAI Label tells 3D Slicer the names of a model's channels, and takes their numbers for the values in its labels:
-    therefore no number is left out. Names count as in `read_label`, without regard to case.
+    therefore no number is left out. Names are told apart by `class_key`, as in `read_label`.
     """
-    names: dict[str, str] = {}
+    classes, keys = dict(known), {class_key(name) for name in known.values()}
     for segments in labels:
         for _, name in sorted(segments.items()):
-            names.setdefault(name.strip().casefold(), name.strip())
-    return {str(number): name for number, name in enumerate(names.values(), 1)}
+            if class_key(name) not in keys:
+                keys.add(class_key(name))
+                classes[str(len(classes) + 1)] = name.strip()
+    return classes
 
 
 def place(image: Path, link: Path) -> None:

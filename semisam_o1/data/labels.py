@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,12 @@ class Label(NamedTuple):
 
     values: np.ndarray
     findings: tuple[Finding, ...]
+
+
+def class_key(name: str) -> str:
+    """What tells one class from another by its name: upper and lower case are the same, so are spaces, underscores and
+    hyphens, and accents composed and decomposed."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 def read_label(
@@ -108,7 +115,7 @@ def _by_name(
                 NOTE, "named segments, but no classes.json", "classes.json", "nothing, if the values are the classes"
             )
         ]
-    numbers = {_plain(name): number for number, name in classes.items()}
+    numbers = {class_key(name): number for number, name in classes.items()}
     if unknown := [
         segments.get(value, f"value {value}") for value in sorted(held) if not _known(value, segments, numbers)
     ]:
@@ -118,16 +125,12 @@ def _by_name(
         )
     table = np.zeros(max(held, default=0) + 1, np.int32)
     for value in held:
-        table[value] = numbers[_plain(segments[value])]
+        table[value] = numbers[class_key(segments[value])]
     return table[values], []
 
 
 def _known(value: int, segments: Mapping[int, str], numbers: Mapping[str, int]) -> bool:
-    return value in segments and _plain(segments[value]) in numbers
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return value in segments and class_key(segments[value]) in numbers
 
 
 def _placed(values: np.ndarray, own: Grid, scan: Stored, cropped: bool) -> tuple[np.ndarray, list[Finding]]:

@@ -16,11 +16,13 @@ import semisam_o1
 from semisam_o1.cli import main
 from semisam_o1.clinic.next_scan import next_scan
 from semisam_o1.clinic.serving import RefuseUntrained
-from semisam_o1.clinic.studies import classes_of, made_for, segments_in
+from semisam_o1.clinic.studies import DataSet, classes_of, made_for, opened, read_studies
+from semisam_o1.data import open_cohort
+from semisam_o1.data.datastore import segments_in
 from semisam_o1.job.review import review
 from semisam_o1.lock import lock_folder
 from semisam_o1.review.ranking import DEFAULT, REASONS
-from semisam_o1.reviewed import Reviewed
+from semisam_o1.reviewed import REJECTED, Entry, Reviewed
 from semisam_o1.runfolder import LAYOUT, RunFolder
 from semisam_o1.types import UserError
 from tests.jobs import SMALL, labels, small
@@ -162,6 +164,53 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
         assert made.stat().st_mtime_ns == before and "is being worked on" in capsys.readouterr().err
     assert main(command) == 0
     assert set(Reviewed(run.reviewed).labels()) == {"phantom_00"}
+
+
+def test_a_class_keeps_its_number_when_a_template_loses_its_label(studies, tmp_path):
+    studies.submit(1, TURNED[:1])
+    studies.submit(2, NAMES)
+    studies.save()
+    classes = {"1": "dim organ", "2": "bright organ"}
+    assert opened(studies.path, tmp_path / "made").state["classes"] == classes
+    truth = labels(tmp_path / "made" / "labels")["phantom_02.nii.gz"]
+    del studies.objects["phantom_01"]["labels"]["final"]
+    studies.save()
+    data = opened(studies.path, tmp_path / "made")
+    assert data.templates == ["phantom_02"] and data.state["classes"] == classes
+    np.testing.assert_array_equal(labels(tmp_path / "made" / "labels")["phantom_02.nii.gz"], truth)
+    del studies.objects["phantom_02"]["labels"]["final"]
+    studies.submit(3, [{"name": "new", "idx": 1}, *({**one, "idx": one["idx"] + 1} for one in NAMES)])
+    studies.objects["phantom_03"]["labels"]["final"]["info"]["label_info"][2]["name"] = "another"
+    studies.save()
+    assert opened(studies.path, tmp_path / "made").state["classes"] == classes | {"3": "another"}
+
+
+def test_names_of_scans_may_be_decomposed(studies, tmp_path, monkeypatch):
+    """As files are named on macOS; a data set composes them."""
+    name, plain = "Mu\u0308ller", "M\u00fcller"
+    studies.submit(0)
+    studies.submit(1)
+    for folder in (studies.path, studies.path / "labels" / "final"):
+        (folder / "phantom_01.nii.gz").rename(folder / f"{name}.nii.gz")
+    studies.objects[name] = studies.objects.pop("phantom_01")
+    studies.save()
+    images, finals = read_studies(studies.path)
+    assert plain in images and finals[1].case == plain and finals[1].label.is_file()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "finals.json").write_text(json.dumps({"templates": [name], "taken": {name: "before"}}))
+    data = DataSet(tmp_path / "made")
+    data.update(studies.path)
+    assert data.templates == [plain] and set(data.state["taken"]) == {plain} and data.withdrawn == []
+    cohort = open_cohort(data.folder, data.templates)
+    assert [case.name for case in cohort.templates] == [plain] and data.finals[plain].image.is_file()
+
+    reviewed = Reviewed(studies.bundle / "run" / "reviewed")
+    reviewed.folder.mkdir(parents=True)
+    (studies.bundle / "run" / "run.json").touch()
+    monkeypatch.setattr("semisam_o1.clinic.next_scan.ranked", lambda run: [plain])
+    assert next_scan(studies.bundle, ["a", name])[::2] == (name, 2)
+    reviewed.add(Entry(plain, REJECTED))
+    assert next_scan(studies.bundle, ["a", name])[::2] == ("a", 1)
 
 
 def test_a_final_label_that_cannot_be_used_is_not_taken_for_done(studies, tmp_path):
@@ -310,6 +359,8 @@ def test_segments_and_classes():
     assert segments_in({"label_info": [{"name": "a", "idx": 3}, {"idx": 4}, "b"]}) == {3: "a"}
     assert segments_in({}) == {} == segments_in({"label_info": "a"})
     assert classes_of([{2: "a", 5: "B "}, {1: "b", 2: "c"}]) == {"1": "a", "2": "B", "3": "c"}
+    alike = [{1: "left kidney", 2: "h\u00fcfte"}, {1: "Left_Kidney", 2: "hu\u0308fte"}, {1: "left-kidney"}]
+    assert classes_of(alike) == {"1": "left kidney", "2": "h\u00fcfte"}
 
 
 def test_the_shipped_bundle_refuses(tmp_path):
