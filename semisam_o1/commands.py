@@ -137,17 +137,22 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def review(options: argparse.Namespace) -> int:
-    from semisam_o1.clinic.studies import is_studies, made_for, opened
+    from semisam_o1.clinic.studies import is_studies, made_for, opened, read_studies
     from semisam_o1.job.review import review
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data, studies, later = options.data, None, {}
+    data, studies, later, finals = options.data, None, {}, []
     with _warnings_last(), tempfile.TemporaryDirectory() as made:
         if data is not None and is_studies(data):
-            studies = opened(data, data := made_for(options.run), options.run)
-            later = studies.write_later(Path(made))
+            folder = made_for(options.run)
+            if folder is None:  # the run has a data set of its own
+                finals = [final.label for final in read_studies(data)[1]]
+            else:
+                studies = opened(data, folder, options.run)
+                later = studies.write_later(Path(made))
+            data = folder
         steps = (options.accept, options.take, options.case, options.reject, options.undo, list(later))
-        text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data)
+        text, whole = review(options.run, *steps, options.pseudonyms, dataset_dir=data, finals=finals)
         if studies is not None and whole:
             for final in later.values():
                 studies.took(final)

@@ -102,10 +102,19 @@ def beside(run: str | Path) -> Path:
     return run.with_name(f"{run.name}-studies")
 
 
-def made_for(run: str | Path) -> Path:
-    """Where the data set lies that a run had made of a studies folder; `beside` it, if it had none."""
-    recorded = RunFolder(run).read_record().get("settings", {}).get("dataset_dir")
-    return Path(recorded) if recorded and Path(recorded, STATE).is_file() else beside(run)
+def made_for(run: str | Path) -> Path | None:
+    """Where the data set lies, or is to be made again, that a run had made of a studies folder.
+
+    None if the run works on another data set, which stays its data set.
+    """
+    recorded, own = RunFolder(run).read_record().get("settings", {}).get("dataset_dir"), beside(run)
+    if not recorded:
+        return own
+    folder = Path(recorded)
+    if (folder / STATE).is_file():
+        return folder
+    moved_or_removed = not folder.is_dir() and (folder.name == own.name or (own / STATE).is_file())
+    return own if moved_or_removed else None
 
 
 def opened(studies: str | Path, folder: Path, run: str | Path | None = None) -> DataSet:

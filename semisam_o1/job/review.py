@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from semisam_o1.data.cohort import Cohort
-from semisam_o1.data.folders import match
+from semisam_o1.data.folders import composed, match
 from semisam_o1.encoders.mind_descriptors import mind
 from semisam_o1.features import FeatureStore
 from semisam_o1.job.claim import recover
@@ -38,6 +38,7 @@ def review(
     pseudonyms: str | Path | None = None,
     strategy: str = DEFAULT,
     dataset_dir: str | Path | None = None,
+    finals: Sequence[Path] = (),
 ) -> tuple[str, bool]:
     """Take the steps, then the table of all scans of the pool; and whether every step could be taken.
 
@@ -47,7 +48,8 @@ def review(
     Args:
         accept: cases whose label is right as it is. take: files of corrected labels; ``case``: whose the one file is,
             if its name does not say it. reject: cases that leave the pool. undo: cases whose last step is taken back.
-        submitted: labels that a person submitted in MONAI Label, in files named after their cases.
+        submitted: labels that a person submitted in MONAI Label, in files named after their cases. finals: the same in
+            a studies folder, where all of them stay; one that was given before is not taken again.
         pseudonyms: the key of a run under pseudonyms. dataset_dir: where the data set is now, if it was moved.
 
     Raises:
@@ -57,8 +59,10 @@ def review(
     run = RunFolder(run_dir)
     if case is not None and len(take) != 1:
         raise DatasetError(f"--as {case} names the case of one file; --take has {len(take)}.")
+    case = composed(case) if case else None
     cohort = cohort_of(run, dataset_dir, pseudonyms, check=False)
     cohort = cohort.without(run.read_record().get("failed", {}))
+    accept, reject, undo = ([composed(name) for name in names] for names in (accept, reject, undo))
     named = [(case or match(Path(path).name, [one.name for one in cohort.cases]), f"--take {path}") for path in take]
     for option, names in (("accept", accept), ("reject", reject), ("undo", undo)):
         named += [(name, f"--{option} {name}") for name in dict.fromkeys(names)]
@@ -67,7 +71,7 @@ def review(
         recover(run)
         corrections, refused = Corrections(run, cohort), 0
         steps = [("accept", name, None) for name in accept] + [("take", path, case) for path in take]
-        steps += [("take", path, None) for path in submitted]
+        steps += [("take", path, None) for path in submitted] + [("take new", path, None) for path in finals]
         steps += [("reject", name, None) for name in reject] + [("undo", name, None) for name in undo]
         saved, unfit = corrections.take_saved(but={str(name) for name in undo})  # first: a step is a later word
         for entry in saved:
@@ -100,6 +104,10 @@ def _step(corrections: Corrections, what: str, of: Any, case: str | None) -> Non
         before = corrections.undo(of)
         log.info("case %s: %s", of, f"is {said(before)} again" if before else "is untouched again")
         return
+    if what == "take new":
+        if corrections.had(of):
+            return
+        what = "take"
     known = corrections.reviewed.rows()
     entry = corrections.take(of, case) if what == "take" else getattr(corrections, what)(of)
     if entry is None:

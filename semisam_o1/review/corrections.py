@@ -10,18 +10,22 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from semisam_o1.data.checks import check_case
 from semisam_o1.data.cohort import Cohort
+from semisam_o1.data.datastore import segments_beside
 from semisam_o1.data.export import write_label
-from semisam_o1.data.findings import STOPS, WARNING
+from semisam_o1.data.findings import STOPS, WARNING, Fault
 from semisam_o1.data.folders import match
+from semisam_o1.data.labels import read_label
 from semisam_o1.files import PARTIAL, checksum
 from semisam_o1.ledger import State
 from semisam_o1.report.overlap import mean_dice
@@ -94,6 +98,8 @@ class Corrections:
     def take(self, path: str | Path, name: str | None = None) -> Entry | None:
         """Take a label that a person made; returns None for the label of a template as the data set has it.
 
+        If MONAI Label knows names of the values in it, these tell the classes, see `segments_beside`.
+
         ``name``: its case; by default the name of the file says it.
 
         Raises:
@@ -102,14 +108,24 @@ class Corrections:
         path = Path(path)
         if not path.is_file():
             raise DatasetError(f"--take {path}: there is no such file.")
-        name, unnamed = name or match(path.name, [case.name for case in self.cohort.cases]), None if name else path
-        for template in self.cohort.templates:
-            if template.name == name and torch.equal(self._read(template, path), self.cohort.label(template)):
+        case = self.cohort.case(name) if name else self._whose(path)
+        with self._as_kept(case, path) as label:
+            values = self._read(case, label)
+            if case.split == "template" and torch.equal(values, self.cohort.label(case)):
                 return None
-        case = self._case(name, unnamed)
-        entry = self._add(case, self._read(case, path), path)
+            entry = self._add(self._case(case.name), values, label)
         self._show(case.name)
         return entry
+
+    def had(self, path: str | Path) -> bool:
+        """Whether a person gave the label at ``path`` before; it may have been taken back since.
+
+        Raises:
+            DatasetError: there is no such case, or the label cannot be used; the message says why.
+        """
+        case = self._whose(Path(path))
+        with self._as_kept(case, Path(path)) as label:
+            return self.reviewed.has(case.name, label)
 
     def accept(self, name: str) -> Entry:
         """Take the label that was handed out as it is. One that a person changed is a correction.
@@ -180,18 +196,42 @@ class Corrections:
             taken.append(self.reviewed.add(entry, other.label(name)))
         return taken
 
-    def _case(self, name: str, path: Path | None = None) -> Case:
-        """A case of the pool, or of validation and test; their reviewed labels are truth and never train.
-
-        path: of the label, if its name alone says the case.
-        """
+    def _whose(self, path: Path) -> Case:
+        """The case of a label by the name of its file."""
         try:
-            case = self.cohort.case(name)
+            return self.cohort.case(match(path.name, [case.name for case in self.cohort.cases]))
         except DatasetError as error:
-            if path is None:
-                raise
             what_to_do = "Say whose it is: --as CASE; a new scan goes into the data set first."
             raise DatasetError(f"--take {path}: {error} {what_to_do}") from error
+
+    @contextmanager
+    def _as_kept(self, case: Case, path: Path) -> Iterator[Path]:
+        """A label as it is kept: NIfTI whose values are the run's class numbers. ``path`` itself if it is that.
+
+        Raises:
+            DatasetError: the label cannot be used.
+        """
+        cohort = self.cohort
+        segments = {} if cohort.binary else segments_beside(path)
+        if path.name.endswith(SUFFIX) and not segments:
+            yield path
+            return
+        if segments:
+            try:
+                scan = cohort.reader.open(case.image)
+                values = read_label(path, cohort.reader, scan, cohort.classes, segments).values
+            except Fault as fault:
+                raise refused(case, path, *fault.texts) from fault
+        else:
+            values = np.asarray(cohort.class_numbers)[self._read(case, path)]
+        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=self.run.path) as folder:
+            written = Path(folder, self.reviewed.label(case.name).name)
+            write_label(written, values, case.image, cohort.grid(case))
+            yield written
+
+    def _case(self, name: str) -> Case:
+        """A case of the pool, or of validation and test; their reviewed labels are truth and never train."""
+        case = self.cohort.case(name)
         if case.split == "template":
             raise DatasetError(f"case {name} is a template: its label in the data set counts. Change that one instead.")
         return case
@@ -207,10 +247,7 @@ class Corrections:
         seen = check_case(replace(case, label=path, split="template"), cohort.reader, allowed, cohort.named)
         for problem in seen:
             if problem.severity == STOPS:
-                raise DatasetError(
-                    f"case {case.name}: {path.name} is refused: {problem.found}; expected {problem.expected}. "
-                    f"{problem.remedy[:1].upper()}{problem.remedy[1:]}."
-                )
+                raise refused(case, path, problem.found, problem.expected, problem.remedy)
             if problem.severity == WARNING:
                 log.warning("case %s: %s: %s; %s.", case.name, path.name, problem.found, problem.remedy)
         return cohort.label(case, path)
@@ -228,12 +265,7 @@ class Corrections:
             before = self.cohort.label(case, file)
             changed, dice = int((before != values).sum()), mean_dice(values, before, self.cohort.num_classes)
             entry = Entry(case.name, CORRECTED if changed else ACCEPTED, number, changed, dice)
-        if path.name.endswith(SUFFIX):
-            return self.reviewed.add(entry, path)
-        with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=self.run.path) as name:
-            written = Path(name, self.reviewed.label(case.name).name)
-            write_label(written, values.numpy(), case.image, self.cohort.grid(case), self.cohort.class_numbers)
-            return self.reviewed.add(entry, written)
+        return self.reviewed.add(entry, path)
 
     def _proposal(self, case: Case) -> tuple[int, Path] | None:
         """The label that was handed out for a case, and its round; None if there is none."""
@@ -241,6 +273,12 @@ class Corrections:
         number = record.get("labels_round", record.get("best_round", 0))
         path = self.run.round(number).final(case.name)
         return (number, path) if path.is_file() else None
+
+
+def refused(case: Case, path: Path, found: str, expected: str, remedy: str) -> DatasetError:
+    """The error for a label that cannot be used."""
+    text = f"case {case.name}: {path.name} is refused: {found}; expected {expected}."
+    return DatasetError(f"{text} {remedy[:1].upper()}{remedy[1:]}.")
 
 
 def mark(entry: Entry) -> str:

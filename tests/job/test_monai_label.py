@@ -166,6 +166,48 @@ def test_the_commands_take_a_studies_folder(studies, tmp_path, capsys):
     assert set(Reviewed(run.reviewed).labels()) == {"phantom_00"}
 
 
+def taken(run: RunFolder) -> dict[str, np.ndarray]:
+    return {name: np.asarray(nibabel.load(path).dataobj) for name, path in Reviewed(run.reviewed).labels().items()}
+
+
+def test_the_names_of_segments_tell_the_classes_of_a_taken_label(studies, run, phantom_dir, tmp_path, caplog):
+    """3D Slicer numbers the values by the order of the segments."""
+    mine = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    truth = labels(phantom_dir / "labels")
+    for number, segments in ((1, TURNED), (2, TURNED), (3, [])):
+        studies.submit(number, NAMES if number == 3 else segments)
+        studies.objects[f"phantom_{number:02d}"]["labels"]["final"]["info"]["label_info"] = segments
+    other = [{"name": "dim organ", "idx": 1}, {"name": "vessel", "idx": 2}]
+    studies.objects["phantom_02"]["labels"]["final"]["info"]["label_info"] = other
+    studies.save()
+    finals = [str(path) for path in sorted((studies.path / "labels" / "final").iterdir())]
+    assert main(["review", str(mine.path), "--take", *finals]) == 1
+    said = "case phantom_02: phantom_02.nii.gz is refused: segments unknown to the run: vessel; expected one of bright"
+    assert said in caplog.text and set(taken(mine)) == {"phantom_01", "phantom_03"}
+    for name, values in taken(mine).items():  # nothing is said of phantom_03: its values are the classes
+        np.testing.assert_array_equal(values, truth[f"{name}.nii.gz"])
+    caplog.clear()
+    before = Reviewed(mine.reviewed).rows()
+    assert main(["review", str(mine.path), "--take", finals[0], finals[2]]) == 0
+    assert Reviewed(mine.reviewed).rows() == before
+
+
+def test_a_run_on_another_data_set_keeps_it_and_takes_final_labels_by_its_names(studies, run, phantom_dir, tmp_path):
+    mine = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    truth = labels(phantom_dir / "labels")
+    command = ["review", str(mine.path), "--data", str(studies.path)]
+    studies.submit(1, TURNED)
+    studies.save()
+    assert main(command) == 0 and set(taken(mine)) == {"phantom_01"}
+    assert not (tmp_path / "run-studies").exists()
+    review(mine.path, reject=["phantom_01"])
+    studies.submit(2, TURNED)
+    studies.save()
+    assert main(command) == 0 and set(taken(mine)) == {"phantom_02"}
+    assert Reviewed(mine.reviewed).rejected() == ["phantom_01"]  # the label was given before the rejection
+    np.testing.assert_array_equal(taken(mine)["phantom_02"], truth["phantom_02.nii.gz"])
+
+
 def test_a_class_keeps_its_number_when_a_template_loses_its_label(studies, tmp_path):
     studies.submit(1, TURNED[:1])
     studies.submit(2, NAMES)
@@ -254,7 +296,16 @@ def test_where_a_run_has_its_data_set_is_what_it_recorded(tmp_path, monkeypatch)
     (run / "run.json").write_text(json.dumps(record))
     assert made_for(run) == made
     (made / "finals.json").unlink()
-    assert made_for(run) == tmp_path / "r-studies"
+    (tmp_path / "r-studies").mkdir()
+    (tmp_path / "r-studies" / "finals.json").write_text("{}")
+    assert made_for(run) is None  # a data set of its own
+    made.rmdir()
+    assert made_for(run) == tmp_path / "r-studies"  # moved with the run
+    (tmp_path / "r-studies" / "finals.json").unlink()
+    assert made_for(run) is None
+    record["settings"]["dataset_dir"] = str(tmp_path / "elsewhere" / "r-studies")
+    (run / "run.json").write_text(json.dumps(record))
+    assert made_for(run) == tmp_path / "r-studies"  # to be made again
 
 
 def test_before_a_training_the_first_image_is_next(studies):
