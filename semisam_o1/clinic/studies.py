@@ -269,10 +269,8 @@ def held_segments(final: Final) -> dict[int, str]:
 def classes_of(labels: Iterable[Mapping[int, str]], known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Class number -> name: those ``known``, which stay as they are, then the names in the labels that are new.
 
-    New ones get the next numbers, in the order of the values in the first label, then of those in the next.
-
-    MONAI Label tells 3D Slicer the names of a model's channels, and takes their numbers for the values in its labels:
-    therefore no number is left out. Names are told apart by `class_key`, as in `read_label`.
+    New ones get the next numbers, in the order of the values in the first label, then of those in the next; no number
+    is left out. Names are told apart by `class_key`, as in `read_label`.
     """
     classes, keys = dict(known), {class_key(name) for name in known.values()}
     for segments in labels:

@@ -52,7 +52,11 @@ def prediction_config(config: JobConfig) -> dict:
 
 
 def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
-    """Write ``run/bundle``: shipped configs, docs and licence, the weights of ``round`` and the prediction config."""
+    """Write ``run/bundle``: shipped configs, docs and licence, the weights of ``round`` and the prediction config.
+
+    The output is of MONAI's format "segmentation", whose ``channel_def`` names the values in a label, and MONAI Label
+    reads it so: these are the class numbers, which may have gaps. The network's channels have the same order.
+    """
     bundle, shipped = run.bundle, Path(semisam_o1.BUNDLE_ROOT)
     made = (bundle / "configs" / "inference.json", bundle / "configs" / "metadata.json")
     files = {bundle / path.relative_to(shipped): path for path in sorted(shipped.rglob("*")) if is_shipped(path)}
@@ -68,9 +72,10 @@ def write_bundle(run: RunFolder, config: JobConfig, round: int) -> None:
 
     cohort = config.cohort
     metadata = json.loads((shipped / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    channels = {str(channel): harmless(name) for channel, name in enumerate(cohort.classes.values())}
+    numbers = cohort.class_numbers
+    names = {str(number): harmless(cohort.classes[number]) for number in numbers}
     output = metadata["network_data_format"]["outputs"]["pred"]
-    output |= {"num_channels": cohort.num_classes, "channel_def": channels, "value_range": [0, cohort.num_classes - 1]}
+    output |= {"num_channels": cohort.num_classes, "channel_def": names, "value_range": [0, numbers[-1]]}
     for end in ("inputs", "outputs"):
         for part in metadata["network_data_format"][end].values():
             part["spatial_shape"] = config.setting("patch_size")

@@ -151,6 +151,10 @@ def test_class_numbers_come_out_as_they_are(phantom_dir, tmp_path):
     with (run / "metrics.csv").open() as file:
         assert {row["class"] for row in csv.DictReader(file)} == {"17", "53", "mean"}
     assert json.loads((run / "run.json").read_text())["classes"] == {"0": "background", "17": "left", "53": "right"}
+    metadata = json.loads((run / "bundle" / "configs" / "metadata.json").read_text())
+    output = metadata["network_data_format"]["outputs"]["pred"]  # MONAI Label takes its keys for the values in labels
+    assert output["channel_def"] == {"0": "background", "17": "left", "53": "right"}
+    assert output["num_channels"] == 3 and output["value_range"] == [0, 53]
     scans = [str(data / "images" / name) for name in labels(run / "round_1" / "predictions")]
     assert main(["predict", *scans, "--run", str(run), "--output", str(out), "--device", "cpu"]) == 0
     assert_same_labels(run / "round_1" / "predictions", out / "labels")
