@@ -37,8 +37,11 @@ LATER = {
     "handed_out",
     "imported",
     "stale",
-}  # entries that run.json did not always have
-JOURNAL: dict[str, tuple[type, ...]] = {"done": (list, str), "settings": (dict,), "files": (dict, dict)}
+    "half_done_fits",
+}  # entries that the two files did not always have
+JOURNAL: dict[str, tuple[type, ...]] = {
+    "done": (list, str), "settings": (dict,), "files": (dict, dict), "half_done_fits": (bool,),
+}  # fmt: skip
 # Columns of quality.csv: the fields of `round_0.quality.Quality`, then one for each class.
 QUALITY = (
     "predicted_dice",

@@ -80,19 +80,25 @@ def is_store(folder: Path) -> bool:
     return not folder.is_symlink() and all(path.suffix == ".h5" and "tokens" in hdf5_names(path) for path in files)
 
 
-def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Iterable[str]) -> None:
-    """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
+def remove_handed_out(run: RunFolder) -> None:
+    """Remove what an earlier start handed out.
 
-    The partial results of an interrupted step stay if they fit the settings. Labels that a person changed stay, other
-    files that were changed are kept, see `ledger`; what a run does not write stays.
-
-    Args:
-        names: the cases of this start and of the one before.
+    Labels that a person changed stay, other files that were changed are kept, see `ledger`.
     """
     for path in (run.report, run.review, run.metrics):
         run.ledger.remove(path)
     run.ledger.remove_below(run.pseudo_labels, changed=False)
     run.ledger.remove_below(run.bundle)
+
+
+def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Iterable[str]) -> None:
+    """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
+
+    The partial results of an interrupted step stay if they fit the settings; what a run does not write stays.
+
+    Args:
+        names: the cases of this start and of the one before.
+    """
     unfinished: list[RoundFolder] = []
     if "propagation/first" not in done and not half_done_fits:
         unfinished.append(run.round(0))

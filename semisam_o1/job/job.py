@@ -13,7 +13,7 @@ from semisam_o1.data.findings import left_out, table, warnings, write_problems
 from semisam_o1.files import remove
 from semisam_o1.job import results, selection
 from semisam_o1.job.bundle import write_bundle
-from semisam_o1.job.claim import claim, protect_names, recover, remove_stale
+from semisam_o1.job.claim import claim, protect_names, recover, remove_handed_out, remove_stale
 from semisam_o1.job.config import JobConfig
 from semisam_o1.job.record import RunRecord
 from semisam_o1.job.resume import Journal, round_of
@@ -22,7 +22,7 @@ from semisam_o1.job.stages import ROUND_0, Stage, lacking, round_stages, stage_n
 from semisam_o1.job.stopwatch import Stopwatch
 from semisam_o1.job.together import Helper
 from semisam_o1.job.tracking import Tracking, untracked
-from semisam_o1.job.update import learn, take_in
+from semisam_o1.job.update import is_new, learn, take_in
 from semisam_o1.lock import lock_folder
 from semisam_o1.report.curve import curve, curve_text, handed_out
 from semisam_o1.report.metrics import MEASURES, summary_text, write_csv
@@ -83,13 +83,17 @@ class Job:
             if not journal.done and (lost := lost_classes(self.config)):
                 log.warning("classes that are too small:\n%s", table(lost))
             complete = self._is_complete(journal)
-            news = learn(self, self._given, journal.done, complete)
+            news = is_new(self, self._given)
             if news:
+                journal.distrust()
+                learn(self, self._given, journal.done, complete)
                 self._plan_rounds()
-                journal.half_done_fits = False
             again, stale = lacking(self, journal.done, complete and not news), self.record.stale
             if not complete:
+                remove_handed_out(self.run_folder)
+            if news or not complete:
                 remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
+                journal.cleaned()
             for stage in self._stages():
                 if stage.name not in journal.done:
                     self._work(stage)

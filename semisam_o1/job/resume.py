@@ -64,6 +64,8 @@ class Journal:
 
     Attributes:
         came, went: names of scans that the earlier start did not have, and of those that only it had.
+        half_done_fits: whether the results of unfinished steps that are on disk fit this start. It is on record until
+            `cleaned`, so that a start that is killed before it has removed them leaves none to the next one.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Journal:
         self.came: list[str] = []
         self.went: list[str] = []
         self.done: list[str] = []
-        self.half_done_fits = False  # whether the partial results of the first unfinished step may be used
+        self.half_done_fits = False
 
     @property
     def names(self) -> set[str]:
@@ -128,7 +130,8 @@ class Journal:
                 f"{self._earlier_templates(old)}, or add --restart-from {part_of(stale)}.",
                 part_of(stale),
             )
-        self.half_done_fits = restart_from is None and not (changed or came or went)
+        same = restart_from is None and not (changed or came or went)
+        self.half_done_fits = same and kept.get("half_done_fits", True)
         self._write()
         return True
 
@@ -139,6 +142,16 @@ class Journal:
 
     def add(self, step: str) -> None:
         self.done.append(step)
+        self._write()
+
+    def distrust(self) -> None:
+        """The results of unfinished steps do not fit this start."""
+        self.half_done_fits = False
+        self._write()
+
+    def cleaned(self) -> None:
+        """The results of unfinished steps that do not fit are removed."""
+        self.half_done_fits = True
         self._write()
 
     def _is_stale(self, step: str, changed: list[str]) -> bool:
@@ -173,9 +186,8 @@ class Journal:
         return next(parts, len(self.done))
 
     def _write(self) -> None:
-        write_json(
-            self.run.journal, {"layout": LAYOUT, "done": self.done, "settings": self.settings, "files": self.files}
-        )
+        kept = {"done": self.done, "half_done_fits": self.half_done_fits}
+        write_json(self.run.journal, {"layout": LAYOUT, **kept, "settings": self.settings, "files": self.files})
 
 
 def without_path(value: Any) -> Any:

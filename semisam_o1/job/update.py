@@ -39,19 +39,25 @@ def take_in(job: Job) -> dict[str, Any]:
     return {"labels": used, "rejected": rejected}
 
 
-def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) -> bool:
+def is_new(job: Job, given: dict[str, Any]) -> bool:
+    """Whether people gave anything, or took it back, since the last start. ``given``: see `take_in`."""
+    before = learned_before(job)
+    return any(given[key] != before[key] for key in NOTHING)
+
+
+def learned_before(job: Job) -> dict[str, Any]:
+    return job.record.corrections[-1] if job.record.corrections else NOTHING
+
+
+def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) -> None:
     """Remove the results that what people gave makes stale, and plan one more round if no other one is to train.
 
-    The stale scans of round 0 stand in the record until their labels are fused again. Returns whether anything was
-    given since the last start.
+    The stale scans of round 0 stand in the record until their labels are fused again.
 
     Args:
-        given: see `take_in`. done: the finished steps; complete: all are.
+        given: see `take_in`; it is new. done: the finished steps; complete: all are.
     """
-    record = job.record
-    before = record.corrections[-1] if record.corrections else NOTHING
-    if all(given[key] == before[key] for key in NOTHING):
-        return False
+    record, before = job.record, learned_before(job)
     last = max((int(step.split("/")[0][6:]) for step in done if step.startswith("round_")), default=0)
     changed = {name for name, found in before["labels"].items() if given["labels"].get(name, found) != found}
     stale = stale_scans(job, changed) if FUSION in done and job.config.setting("label_fusion") else []
@@ -71,7 +77,6 @@ def learn(job: Job, given: dict[str, Any], done: Sequence[str], complete: bool) 
         record.rounds = record.best_round = last + 1
     record.stale = sorted({*record.stale, *(case.name for case in stale)})
     record.write()
-    return True
 
 
 def stale_scans(job: Job, changed: Collection[str] = ()) -> list[Case]:

@@ -45,6 +45,7 @@ def journal(folder, steps=(), **settings) -> Journal:
     made = Journal(RunFolder(folder), settings, MADE_OF.__getitem__)
     if steps:
         made.begin()
+        made.cleaned()
         for step in steps:
             made.add(step)
     return made
@@ -85,6 +86,16 @@ def test_changed_settings_that_make_steps_stale_are_said(tmp_path, changed, step
     journal(tmp_path, **changed).open()  # the new settings are on record
 
 
+def test_a_start_that_is_killed_before_it_has_removed_what_does_not_fit_leaves_none_to_the_next(tmp_path):
+    journal(tmp_path, STEPS)
+    for restart_from in ("round_1", None):
+        again = journal(tmp_path, max_iterations=6)
+        assert again.open(restart_from) and again.done == STEPS[:3] and not again.half_done_fits
+    again.cleaned()
+    again = journal(tmp_path, max_iterations=6)
+    assert again.open() and again.half_done_fits
+
+
 def with_templates(folder, *templates, root=None, **settings) -> Journal:
     """A journal of a data set of scans a and b in which ``templates`` are templates."""
     root = root or folder / "data"
@@ -100,6 +111,7 @@ def with_templates(folder, *templates, root=None, **settings) -> Journal:
 def begun_with_a(folder, **settings) -> Journal:
     made = with_templates(folder, "a", **settings)
     made.begin()
+    made.cleaned()
     made.add("features")
     return made
 
