@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,28 +171,47 @@ class RoundFolder:
         """How the evidence of a label of this round becomes a predicted Dice."""
         return self.work("").folder / CALIBRATION
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove what a run wrote here about the cases ``names``, and the folders in which nothing else is left."""
-        kinds = [kind.name for kind in self.work("").folder.glob("*")]
-        for name in names:
-            maps = [self.label(name), self.prediction(name), self.uncertainty_map(name), self.confidence(name)]
-            for path in [*maps, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]:
+    def remove(self, parts: Iterable[str], names: Collection[str]) -> list[str]:
+        """Remove what the steps ``parts`` of a run wrote here about the cases ``names``, and the folders in which
+        nothing else is left. Returns the steps of which there was anything."""
+        found = []
+        for part in parts:
+            paths = [path for name in names for path in self._of_case(part, name)] + self._of_all(part)
+            if any(path.exists() for path in paths):
+                found.append(part)
+            for path in paths:
                 remove(path)
-        remove(self.work("copies").folder)
-        choices = [self.work("first").folder / name for name in (VOTE, OUTLINES)]
-        for path in [
-            self.model,
-            self.training_state,
-            self.refinement,
-            self.quality.path,
-            self.uncertainty.path,
-            *choices,
-            self.calibration,
-        ]:
-            remove(path)
-        for copy in self.path.glob(f"{self.path.name.replace('_', '')}_*.pth"):
-            remove(copy)
         remove_empty(self.path)
+        return found
+
+    def _of_case(self, part: str, name: str) -> list[Path]:
+        """What the step ``part`` writes about a case. Label fusion replaces the first pass's label of some cases."""
+        labels = [self.label(name), self.confidence(name)]
+        match part:
+            case "first":
+                kinds = [kind.name for kind in self.work("").folder.glob("*")]
+                return [*labels, self.copied(name), *(self.work(kind).path(name) for kind in kinds)]
+            case "fusion":
+                fused = self.work("fused").path(name)
+                return [*labels, fused] if fused.is_file() else []
+            case "prediction":
+                return [self.prediction(name), self.uncertainty_map(name), self.work("predicted").path(name)]
+            case "refinement":
+                return [self.label(name)]
+        return []
+
+    def _of_all(self, part: str) -> list[Path]:
+        """What the step ``part`` writes about no single case."""
+        copies = self.work("copies").folder
+        return {
+            "first": [self.uncertainty.path, self.work("first").folder / VOTE],
+            "fusion": [self.work("first").folder / OUTLINES],
+            "copies": [copies],
+            "training": [self.model, self.training_state, *self.path.glob(f"{self.path.name.replace('_', '')}_*.pth")],
+            "prediction": [self.uncertainty.path, copies],
+            "refinement": [self.refinement],
+            "quality": [self.quality.path, self.calibration],
+        }[part]
 
     def work(self, kind: str) -> WorkFiles:
         """Arrays that one stage writes for the next."""

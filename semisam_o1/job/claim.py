@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from semisam_o1.data.cohort import Cohort
 from semisam_o1.data.pseudonyms import refuse_key_in
 from semisam_o1.files import PARTIAL, PARTIAL_NAME, hdf5_names, remove
+from semisam_o1.job.stages import ROUND_0, round_stages
 from semisam_o1.reviewed import Reviewed
-from semisam_o1.runfolder import RoundFolder, RunFolder
+from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError
 
 log = logging.getLogger("semisam_o1")
@@ -91,7 +92,7 @@ def remove_handed_out(run: RunFolder) -> None:
     run.ledger.remove_below(run.bundle)
 
 
-def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Iterable[str]) -> None:
+def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, names: Collection[str]) -> None:
     """Remove results of steps that are not ``done``, so that they cannot be taken for results of this run.
 
     The partial results of an interrupted step stay if they fit the settings; what a run does not write stays.
@@ -99,17 +100,13 @@ def remove_stale(run: RunFolder, done: Sequence[str], half_done_fits: bool, name
     Args:
         names: the cases of this start and of the one before.
     """
-    unfinished: list[RoundFolder] = []
-    if "propagation/first" not in done and not half_done_fits:
-        unfinished.append(run.round(0))
-    for number in filter(None, run.rounds()):
-        half_done = run.round(number).training_state.exists() and half_done_fits
-        if f"round_{number}/training" not in done and not half_done:
-            unfinished.append(run.round(number))
-    for begun in unfinished:
-        if begun.path.is_dir():
-            log.info("removing %s of an earlier start", begun.path)
-            begun.remove(names)
+    for number in run.rounds():
+        folder = run.round(number)
+        steps = [stage.name for stage in (round_stages(number) if number else ROUND_0[1:])]
+        unfinished = [step.split("/")[1] for step in steps if step not in done]
+        not_begun = steps[0] not in done and number > 0 and not folder.training_state.exists()
+        if (not_begun or not half_done_fits) and (removed := folder.remove(unfinished, names)):
+            log.info("%s: removed what an earlier start left of %s", folder.path, ", ".join(removed))
 
 
 def recover(run: RunFolder) -> None:

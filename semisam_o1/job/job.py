@@ -88,12 +88,12 @@ class Job:
                 journal.distrust()
                 learn(self, self._given, journal.done, complete)
                 self._plan_rounds()
-            again, stale = lacking(self, journal.done, complete and not news), self.record.stale
             if not complete:
                 remove_handed_out(self.run_folder)
             if news or not complete:
                 remove_stale(self.run_folder, journal.done, journal.half_done_fits, journal.names)
                 journal.cleaned()
+            again, stale = lacking(self, journal.done, complete and not news), self.record.stale
             for stage in self._stages():
                 if stage.name not in journal.done:
                     self._work(stage)

@@ -218,13 +218,15 @@ def label_fusion_engine(
             return None
         scan = fusion().scan(case.name)
         probabilities = scan.probabilities
-        remove(fused.path(case.name))  # of an earlier fusion, with other atlases
         if (found := fusion()(scan, {case.name})) is not None:
             if (share := FirstPass.load(records, case.name, "reached").reached) is not None:
                 found = found._replace(probabilities=emptied(found.probabilities, share))
             found.save(fused, case.name)
             probabilities = found.probabilities
-        return write_again(folder, case, probabilities, store, cohort, details)
+        uncertainty = write_again(folder, case, probabilities, store, cohort, details)
+        if found is None:
+            remove(fused.path(case.name))  # of an earlier fusion, with other atlases; it tells whether a label is fused
+        return uncertainty
 
     engine = case_engine(process, "label fusion", handlers)
 
