@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semisam_o1.files import WorkFiles, read_json, remove, remove_empty
+from semisam_o1.files import WorkFiles, read_json, remove, remove_empty, write_json
 from semisam_o1.ledger import Ledger
 from semisam_o1.tables import TEXT, CaseTable
 from semisam_o1.types import Case, DatasetError, UserError
@@ -158,9 +158,9 @@ class RoundFolder:
         return volume(self.path / "copied", name)
 
     def final(self, name: str) -> Path:
-        """The final label of the round: the propagated or refined label, else the prediction."""
-        predicted_alone = self.prediction(name).is_file() and not self.label(name).is_file()
-        return self.prediction(name) if predicted_alone else self.label(name)
+        """The final label of the round: the propagated or refined label, if it counts, else the prediction."""
+        predicted_alone = not (self.label(name).is_file() and self.refinement_counts)
+        return self.prediction(name) if predicted_alone and self.prediction(name).is_file() else self.label(name)
 
     def copy(self, name: str) -> Path:
         """Round 0: the image of a copy of the template. Later rounds: its predicted label."""
@@ -221,6 +221,15 @@ class RoundFolder:
     def refined(self) -> list[str] | None:
         """The cases of this round's refinement; None before it."""
         return read_json(self.refinement).get("cases", []) if self.refinement.exists() else None
+
+    @property
+    def refinement_counts(self) -> bool:
+        """Whether refined labels are the final ones of this round. They are for the next round alone if the round has
+        become the last one of a run that does not refine its last round."""
+        return not self.refinement.exists() or read_json(self.refinement).get("counts", True)
+
+    def count_refinement(self, counts: bool) -> None:
+        write_json(self.refinement, read_json(self.refinement) | {"counts": counts})
 
     @property
     def refinement_off(self) -> bool:

@@ -82,12 +82,14 @@ class Job:
             journal = self._begin()
             if not journal.done and (lost := lost_classes(self.config)):
                 log.warning("classes that are too small:\n%s", table(lost))
+            self._follow_plan(journal)
             complete = self._is_complete(journal)
             news = is_new(self, self._given)
             if news:
                 journal.distrust()
                 learn(self, self._given, journal.done, complete)
                 self._plan_rounds()
+                self._follow_plan(journal)
             if not complete:
                 remove_handed_out(self.run_folder)
             if news or not complete:
@@ -176,6 +178,8 @@ class Job:
             record.add_handed_out(found)
         if record.rounds:
             write_bundle(run, self.config, record.best_round)
+        else:
+            run.ledger.remove_below(run.bundle)
         record.write()
         self.tracking.finish(rows, record.rounds)
         write_report(run.path, self.cohort)
@@ -201,6 +205,27 @@ class Job:
         if not self.auto:
             self.record.best_round = self.record.rounds
 
+    def _last_round(self) -> int:
+        return int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
+
+    def _is_refined(self, number: int) -> bool:
+        """Whether the plan refines the predictions of a round."""
+        return self.auto or number < self._last_round() or bool(self.config.setting("refine_last"))
+
+    def _follow_plan(self, journal: Journal) -> None:
+        """Have done again what describes other labels of a round than those that it has by the plan.
+
+        A round that was the last one may have to be refined now, and refined labels do not count in one that has become
+        the last one; they stay for the rounds that have learned from them.
+        """
+        for number in range(1, self._last_round() + 1):
+            folder, refined = self.run_folder.round(number), self._is_refined(number)
+            steps = [stage.name for stage in round_stages(number, refined)]
+            journal.follow(steps)
+            if folder.refined is not None and folder.refinement_counts != refined:
+                journal.forget(steps[-1:])
+                folder.count_refinement(refined)
+
     def _is_complete(self, journal: Journal) -> bool:
         """Whether every step is done; a search for the best round is when its labels were handed out."""
         last = self.record.rounds if self.auto and self.run_folder.review.is_file() else None
@@ -212,10 +237,8 @@ class Job:
         With ``num_rounds`` auto, training stops when the labels settle, if ``settle``.
         """
         yield from ROUND_0
-        if last is None:
-            last = int(self.config.setting("most_rounds")) if self.auto else self.record.rounds
-        for number in range(1, last + 1):
-            yield from round_stages(number, self.auto or number < last or self.config.setting("refine_last"))
+        for number in range(1, (self._last_round() if last is None else last) + 1):
+            yield from round_stages(number, self._is_refined(number))
             if self.auto and settle:
                 self.record.rounds, self.record.best_round = number, self._best_round(number)
                 if self._settled(number):

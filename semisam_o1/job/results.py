@@ -112,8 +112,8 @@ def scores(run: RunFolder, cohort: Cohort, splits: Sequence[str], rounds: int, d
             stages = {"copied": folder.copied, "propagated": folder.label}
             if number:
                 stages = {"predicted": folder.prediction}
-                if not run.refinement_off_before(number + 1):
-                    stages["refined"] = folder.label  # otherwise the labels equal the predictions
+                if folder.refinement_counts and not run.refinement_off_before(number + 1):
+                    stages["refined"] = folder.label  # if it is switched off, the labels equal the predictions
             for stage, label in stages.items():
                 here = {"split": split, "round": number, "stage": stage}
                 found += evaluate_folder(label, cases, cohort, here, definition, known)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -141,8 +141,21 @@ class Journal:
         self._write()
 
     def add(self, step: str) -> None:
-        self.done.append(step)
+        """Add a finished step, before those of later rounds."""
+        self.done.insert(sum(round_of(other) <= round_of(step) for other in self.done), step)
         self._write()
+
+    def follow(self, steps: Sequence[str]) -> None:
+        """Forget those of ``steps``, the planned ones of a round in order, that were done before an earlier one."""
+        order = [*self.done, *(step for step in steps if step not in self.done)]
+        places = [order.index(step) for step in steps]
+        self.forget([step for n, step in enumerate(steps) if places[n] < max(places[:n], default=-1)])
+
+    def forget(self, steps: Collection[str]) -> None:
+        """Some steps have to be done again: their results describe what is not there any more."""
+        if not {*steps}.isdisjoint(self.done):
+            self.done = [step for step in self.done if step not in steps]
+            self.distrust()
 
     def distrust(self) -> None:
         """The results of unfinished steps do not fit this start."""

@@ -91,3 +91,46 @@ def test_predictions_that_are_made_again_are_judged_anew(copied, phantom_dir):
     assert not folder.calibration.exists()  # its network labelled no copies
     assert before == [(path, path.read_bytes(), path.stat().st_mtime_ns) for path, *_ in before]
     assert not folder.labels.exists() and folder.refined is None  # the last round is not refined
+
+
+# Another number of rounds
+
+
+def assert_as_planned(found: RunFolder, new: RunFolder, number: int) -> None:
+    """``number``: the last round."""
+    assert_same_labels(found.pseudo_labels, new.pseudo_labels)
+    assert (found.review.read_bytes(), found.metrics.read_bytes()) == (
+        new.review.read_bytes(),
+        new.metrics.read_bytes(),
+    )
+    assert found.round(number).quality.read() == new.round(number).quality.read()
+
+
+def test_fewer_and_more_rounds_give_what_a_run_of_so_many_gives(run, copied, phantom_dir, tmp_path):
+    new, last = RunFolder(tmp_path / "new"), copied.round(2).model
+    kept = last.stat().st_mtime_ns
+    shutil.copytree(copied.path, new.path)
+    assert go(phantom_dir, new, "--restart-from", "round_1/prediction", num_rounds=1) == 0
+    assert not new.round(1).labels.exists() and not new.round(2).path.exists()
+    for _ in range(2):
+        assert go(phantom_dir, copied, num_rounds=1) == 0
+        assert_as_planned(copied, new, 1)
+    assert_same_labels(copied.pseudo_labels, copied.round(1).predictions, only=2)
+    assert go(phantom_dir, copied) == 0  # two again
+    assert_as_planned(copied, RunFolder(run), 2)
+    assert copied.round(1).quality.read() == RunFolder(run).round(1).quality.read()
+    assert last.stat().st_mtime_ns == kept  # no training was repeated
+    assert go(phantom_dir, new, num_rounds=2) == 0
+    assert_as_planned(new, RunFolder(run), 2)
+    assert new.round(1).quality.read() == RunFolder(run).round(1).quality.read()  # of the refined labels
+    done = json.loads(new.journal.read_text())["done"]
+    assert done == json.loads((run / "progress.json").read_text())["done"]
+
+
+def test_a_run_of_no_rounds_hands_out_no_bundle(copied, phantom_dir):
+    theirs = copied.bundle / "mine.txt"
+    theirs.write_text("mine")
+    assert go(phantom_dir, copied, num_rounds=0) == 0
+    assert_same_labels(copied.pseudo_labels, copied.round(0).labels)
+    assert [path for path in copied.bundle.rglob("*") if path.is_file()] == [theirs]
+    assert copied.round(2).model.is_file()
