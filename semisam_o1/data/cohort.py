@@ -96,6 +96,11 @@ class Cohort:
         pool, val, test = (tuple(case for case in self.split(part) if case.name not in failed) for part in LISTS)
         return replace(self, pool=pool, val=val, test=test, set_aside=self.set_aside | dict(failed))
 
+    def none_left(self) -> DatasetError:
+        """The error where a step has no scan to work on."""
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(self.set_aside.items())[:3])
+        return DatasetError(f"No usable scan is left ({reasons}).")
+
     def with_reviewed(self, labels: Mapping[str, Path], rejected: Iterable[str] = ()) -> Cohort:
         """The cohort with what people gave in a run: ``labels``, case -> file, and scans that they ``rejected``.
 

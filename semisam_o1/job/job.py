@@ -63,7 +63,6 @@ class Job:
         self.record = RunRecord(self.run_folder, self.config)
         self.auto = self.config.setting("num_rounds") == "auto"
         self.round_0_alone = False
-        self._plan_rounds()
 
     @property
     def cohort(self) -> Cohort:
@@ -74,6 +73,7 @@ class Job:
 
     def run(self) -> None:
         """Run every stage, from scans to pseudo-labels, trained bundle and report; finished stages are skipped."""
+        self._plan_rounds()
         if self.auto or self.record.rounds:
             try_out(self.config)
         claim(self.run_folder, self.cohort)
@@ -110,13 +110,17 @@ class Job:
             path = self.run_folder.path
             raise DatasetError(f"{path} contains a run with trained rounds; name another folder for round 0 alone.")
         self.round_0_alone = True
-        self._plan_rounds()
         self.run()
 
     def alone(self, name: str, round: int = 0) -> None:
-        """Run a single stage from its start: "features", "propagation", "training", ..., or "finish"."""
+        """Run a single stage from its start: "features", "propagation", "training", ..., or "finish".
+
+        The rounds of a run stay as they are on record; in a folder of single stages they are those of the settings.
+        """
         claim(self.run_folder, self.cohort)
         with lock_folder(self.run_folder.path):
+            if not self.run_folder.read_journal():
+                self._plan_rounds()
             self.record.take_up()
             take_in(self)
             self.record.write()
@@ -139,6 +143,8 @@ class Job:
         if not all(folder.label(case.name).exists() for case in self.cohort.pool):
             claim(self.run_folder, self.cohort)
             with lock_folder(self.run_folder.path):
+                if not self.run_folder.read_journal():
+                    self._plan_rounds()
                 take_in(self)
                 self.record.write()
                 self._work(ROUND_0[0])

@@ -32,13 +32,19 @@ def _known(folder: RoundFolder) -> dict[str, float]:
 
 
 def change(before: RoundFolder, after: RoundFolder, cohort: Cohort) -> float:
-    """1 - mean Dice between the labels of two rounds, over the pool's cases that have a label."""
+    """1 - mean Dice between the labels of two rounds, over the pool's cases that have a label.
+
+    Raises:
+        DatasetError: none has one.
+    """
     pairs = [(case, (before.final(case.name), after.final(case.name))) for case in cohort.pool]
     found = [
         mean_dice(cohort.label(case, pair[0]), cohort.label(case, pair[1]), cohort.num_classes)
         for case, pair in pairs
         if pair[0].exists()
     ]
+    if not found:
+        raise cohort.none_left()
     return 1 - sum(found) / len(found)
 
 

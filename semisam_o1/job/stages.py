@@ -15,7 +15,7 @@ from semisam_o1.round_0.copy_maker import plans
 from semisam_o1.round_0.passes import FirstPass
 from semisam_o1.round_0.places import is_turned, turn_between
 from semisam_o1.round_0.turned_scans import lacks_turned
-from semisam_o1.types import Case, DatasetError
+from semisam_o1.types import Case
 
 if TYPE_CHECKING:
     from semisam_o1.job.job import Job
@@ -171,8 +171,7 @@ def over_cases(job: Job, engine: Any, cases: Cases = None) -> dict[str, str]:
     """Run an engine over ``cases``, by default `labelled_cases`; returns the failed cases with reasons."""
     cases = labelled_cases(job) if cases is None else cases
     if not cases:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(job.record.set_aside.items())[:3])
-        raise DatasetError(f"No usable scan is left ({reasons}).")
+        raise job.cohort.none_left()
     engine.run(cases, max_epochs=1, epoch_length=len(cases))
     return engine.state.failed
 
@@ -300,6 +299,8 @@ def refine(job: Job, round: int, cases: Cases = None) -> None:
     kept = job.run_folder.round(round).refined if cases is not None else None
     pool = [case for case in job.cohort.pool if case.name not in job.record.set_aside]
     pool = [case for case in pool if kept is None or case.name in kept]
+    if not pool:
+        raise job.cohort.none_left()
     engine.run(pool, max_epochs=1, epoch_length=len(pool))
     untouched = [case for case in pool if case.name not in job.cohort.touched]
     log.info("refinement replaced %d of %d labels", len(engine.state.replaced), len(untouched))

@@ -6,9 +6,12 @@ import shutil
 import pytest
 
 from semisam_o1.cli import main
+from semisam_o1.job import Job
 from semisam_o1.job import job as job_module
+from semisam_o1.job.stages import refine
 from semisam_o1.runfolder import RunFolder
-from tests.jobs import assert_same_labels, labels, small
+from semisam_o1.types import DatasetError
+from tests.jobs import assert_same_labels, config_of, labels, small
 
 ROUND_0 = {"num_rounds": 0}
 
@@ -134,3 +137,16 @@ def test_a_run_of_no_rounds_hands_out_no_bundle(copied, phantom_dir):
     assert_same_labels(copied.pseudo_labels, copied.round(0).labels)
     assert [path for path in copied.bundle.rglob("*") if path.is_file()] == [theirs]
     assert copied.round(2).model.is_file()
+
+
+def test_a_single_stage_keeps_the_rounds_of_the_run(copied, phantom_dir):
+    Job(config_of(phantom_dir, copied.path, num_rounds=6)).alone("quality", 2)
+    record = copied.read_record()
+    assert (record["rounds"], record["best_round"]) == (2, 2)
+
+
+def test_a_refinement_without_a_scan_says_why(copied, phantom_dir):
+    job = Job(config_of(phantom_dir, copied.path))
+    job.record.fail({case.name: "training failed" for case in job.cohort.pool})
+    with pytest.raises(DatasetError, match=r"No usable scan is left \(phantom_01: training failed"):
+        refine(job, 1)

@@ -10,7 +10,7 @@ from semisam_o1.job.selection import best_round, change, doubts, expected_gain, 
 from semisam_o1.round_0.quality import Quality
 from semisam_o1.round_0.quality_estimate import copies_compared
 from semisam_o1.runfolder import RoundFolder, RunFolder
-from semisam_o1.types import Case
+from semisam_o1.types import Case, DatasetError
 from tests.jobs import cohort_of
 
 
@@ -57,6 +57,11 @@ def test_change_compares_the_labels_that_rounds_end_with(tmp_path):
     label(after / "labels" / "b.nii.gz", 1, 1, 0, 0)
     assert folders[1].final("a") == after / "labels" / "a.nii.gz"
     assert change(*folders, pool_of(tmp_path, "a", "b")) == pytest.approx(0.5)
+
+
+def test_a_pool_without_a_label_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"No usable scan is left \(b: prediction failed\)"):
+        change(RoundFolder(tmp_path), RoundFolder(tmp_path), pool_of(tmp_path, "a").without({"b": "prediction failed"}))
 
 
 def test_the_last_round_within_the_tolerance_is_best():
