@@ -132,6 +132,7 @@ class RoundFolder:
         self.model = self.path / "model.pt"
         self.training_state = self.path / "training.pt"
         self.refinement = self.path / "refinement.json"
+        self.gain = self.path / "gain.json"
         self.quality = CaseTable(
             self.path / "quality.csv",
             dict.fromkeys(QUALITY, ".4f"),
@@ -208,7 +209,7 @@ class RoundFolder:
             "fusion": [self.work("first").folder / OUTLINES],
             "copies": [copies],
             "training": [self.model, self.training_state, *self.path.glob(f"{self.path.name.replace('_', '')}_*.pth")],
-            "prediction": [self.uncertainty.path, copies],
+            "prediction": [self.uncertainty.path, copies, self.gain],
             "refinement": [self.refinement],
             "quality": [self.quality.path, self.calibration],
         }[part]
@@ -227,6 +228,15 @@ class RoundFolder:
         """Whether refined labels are the final ones of this round. They are for the next round alone if the round has
         become the last one of a run that does not refine its last round."""
         return not self.refinement.exists() or read_json(self.refinement).get("counts", True)
+
+    @property
+    def kept_gain(self) -> float | None:
+        """The expected gain of this round over round 0, as `keep_gain` kept it."""
+        return read_json(self.gain)["expected_gain"] if self.gain.exists() else None
+
+    def keep_gain(self, gain: float) -> None:
+        """Keep the expected gain of this round: work files, which it comes from, may be removed from a finished run."""
+        write_json(self.gain, {"expected_gain": gain})
 
     def count_refinement(self, counts: bool) -> None:
         write_json(self.refinement, read_json(self.refinement) | {"counts": counts})

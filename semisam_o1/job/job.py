@@ -161,6 +161,7 @@ class Job:
         run, record = self.run_folder, self.record
         gain = selection.expected_gain(run, record.best_round, self.cohort)
         if record.best_round and gain is not None:
+            run.round(record.best_round).keep_gain(gain)
             log.info("expected gain of mean Dice by training, over round 0: %+.3f", gain)
         record.labels_round = selection.labels_round(record.best_round, gain)
         log.info("labels of round %d are handed out", record.labels_round)

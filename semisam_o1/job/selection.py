@@ -69,13 +69,14 @@ def expected_gain(run: RunFolder, number: int, cohort: Cohort) -> float | None:
     round 0 disagree on copies. What they disagree less on scans counts for the network. Two labels cannot differ more
     from the truth than from each other, which bounds the gain.
 
-    Returns None if the network labelled no copies, or no scan has both labels.
+    If the work files are gone, it is what was kept when the labels were handed out. Returns None if the network
+    labelled no copies, or no scan has both labels.
     """
     if number == 0:
         return 0.0
     copies, scans = copies_compared(run, number), []
     if not copies:
-        return None
+        return run.round(number).kept_gain
     for case in cohort.untouched:
         paths = run.round(0).label(case.name), run.round(number).prediction(case.name)
         if all(path.is_file() for path in paths):

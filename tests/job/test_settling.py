@@ -110,6 +110,15 @@ def test_what_the_network_differs_more_on_copies_than_on_scans_is_no_loss(tmp_pa
     assert expected_gain(run, 2, cohort) == 0
 
 
+def test_the_gain_of_a_finished_run_is_kept_without_its_work_files(tmp_path):
+    """So that the same labels are handed out again; it goes with the predictions that it is of."""
+    run, cohort = RunFolder(tmp_path), pool_of(tmp_path, "a")
+    run.round(2).keep_gain(-0.25)
+    assert expected_gain(run, 2, cohort) == -0.25 and expected_gain(run, 1, cohort) is None
+    assert labels_round(2, expected_gain(run, 2, cohort)) == 0
+    assert run.round(2).remove(["prediction"], ["a"]) == ["prediction"] and expected_gain(run, 2, cohort) is None
+
+
 def test_a_small_class_that_the_network_never_gives_is_a_loss(tmp_path):
     """Class 2 has no voxel of the copy; round 0 gives it a Dice of 0.4 in finer ones."""
     run, truth = RunFolder(tmp_path), torch.tensor([1, 1, 0], dtype=torch.int16).reshape(-1, 1, 1)
