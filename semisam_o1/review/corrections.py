@@ -212,7 +212,7 @@ class Corrections:
             DatasetError: the label cannot be used.
         """
         cohort = self.cohort
-        segments = {} if cohort.binary else segments_beside(path)
+        segments = telling_names(cohort, path)
         if path.name.endswith(SUFFIX) and not segments:
             yield path
             return
@@ -273,6 +273,15 @@ class Corrections:
         number = record.get("labels_round", record.get("best_round", 0))
         path = self.run.round(number).final(case.name)
         return (number, path) if path.is_file() else None
+
+
+def telling_names(cohort: Cohort, path: Path) -> dict[int, str]:
+    """Value -> name of a label in a studies folder of MONAI Label, if names tell its classes.
+
+    They do not where all foreground is one class, or where the data set has one class and no name for it.
+    """
+    one = cohort.binary or (cohort.named is None and cohort.num_classes == 2)
+    return {} if one else segments_beside(path)
 
 
 def refused(case: Case, path: Path, found: str, expected: str, remedy: str) -> DatasetError:

@@ -1,8 +1,10 @@
 """The command ``review``: what people do with labels is taken, and what does not fit is refused and kept."""
 
+import json
 import logging
 import shutil
 import sys
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -13,11 +15,12 @@ from semisam_o1.job.reopen import cohort_of
 from semisam_o1.job.results import hand_out
 from semisam_o1.job.review import review, why
 from semisam_o1.lock import lock_folder
-from semisam_o1.review.corrections import Corrections, mark
+from semisam_o1.review.corrections import Corrections, mark, telling_names
 from semisam_o1.review.ranking import Known
 from semisam_o1.reviewed import Reviewed
 from semisam_o1.runfolder import RunFolder
 from semisam_o1.types import DatasetError, UserError
+from tests.jobs import cohort_of as cohort_of_cases
 from tests.jobs import labels
 
 
@@ -61,6 +64,16 @@ def test_a_label_from_elsewhere_is_found_by_its_name_or_by_as(mine, phantom_dir,
         np.testing.assert_array_equal(found, labels(phantom_dir / "labels")[f"{name}.nii.gz"])
         before = labels(mine.pseudo_labels)[f"{name}.nii.gz"]
         assert entries(mine)[name].voxels_changed == (found != before).sum()
+
+
+def test_names_of_segments_tell_nothing_where_there_is_one_class(tmp_path):
+    """Whoever outlined it may have called it otherwise."""
+    path = tmp_path / "labels" / "final" / "a.nii.gz"
+    final = {"ext": ".nii.gz", "info": {"label_info": [{"name": "left atrium", "idx": 1}]}}
+    (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": {"a": {"labels": {"final": final}}}}))
+    two, three = (cohort_of_cases([], classes=count) for count in (2, 3))
+    assert telling_names(two, path) == telling_names(replace(three, binary=True), path) == {}
+    assert telling_names(replace(two, named={1: "heart"}), path) == telling_names(three, path) == {1: "left atrium"}
 
 
 def test_a_label_saved_in_place_is_taken(mine, phantom_dir):
