@@ -161,7 +161,7 @@ def test_the_vote_is_settled_once_by_the_mean_over_scans(tmp_path):
     for name, gain in (("a", -0.02), ("b", 0.002), ("c", None)):
         FirstPass(torch.zeros(2, 1, 1, 1), "world", "t", 0.1, 0.1, None, {}, None, gain).save(records, name)
     assert settle_vote(records, ["b", "c"]) is False and settle_vote(records, ["a"]) is False
-    RunFolder(tmp_path).round(0).remove("abc")  # what is begun anew is settled anew
+    RunFolder(tmp_path).round(0).remove(["first"], "abc")  # what is begun anew is settled anew
     FirstPass(torch.zeros(2, 1, 1, 1), "world", "t", 0.1, 0.1, None, {}, None, -0.02).save(records, "a")
     assert settle_vote(records, ["a"]) is True
 
